@@ -1,0 +1,52 @@
+"""What a stage is given: the two stores, the ledger, a pool, and where it reports progress."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.cluster import Pool
+from infra.ledger import Ledger
+from infra.store import Store
+
+Progress = Callable[[str, int, int | None], None]
+
+
+class WouldRun(Exception):  # noqa: N818 - an answer, not an error
+    """Raised in a planning build by the first stage that has work to do."""
+
+    def __init__(self, stage: str, inputs: Mapping[str, Any]):
+        super().__init__(stage)
+        self.stage = stage
+        self.inputs = inputs
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One run of a flow.
+
+    `progress(stage, done, total)` may be called from the driver only. `work` counts what was
+    really done: objects_listed, images_decoded, images_embedded, similarities_computed,
+    labels_requested. `seconds` holds wall time by stage.
+    """
+
+    corpus: Store
+    store: Store
+    pool: Pool
+    progress: Progress = silent
+    planning: bool = False
+    work: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.store)
+
+    def begin(self, stage: str, inputs: Mapping[str, Any]) -> None:
+        """Called before a stage works. Raises WouldRun in a build that only plans."""
+        if self.planning:
+            raise WouldRun(stage, inputs)

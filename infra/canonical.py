@@ -1,0 +1,49 @@
+"""Canonical JSON and the digests made of it: the one way in which anything here is named by content."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def canonical(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys, no blanks and no floats, so that equal values have equal bytes.
+
+    Raises TypeError for a float: scores and thresholds are integers by the time they are hashed.
+    """
+    _refuse_floats(value)
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return text.encode("utf-8", "surrogateescape")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of `canonical(value)`, in hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def digest_rows(rows: Iterable[Any]) -> str:
+    """SHA-256 over the sorted SHA-256 digests of rows: the same for any order of the rows."""
+    row_digests = sorted(hashlib.sha256(canonical(row)).digest() for row in rows)
+    return hashlib.sha256(b"".join(row_digests)).hexdigest()
+
+
+def settings(value: Any) -> Any:
+    """Parameters as canonical data: floats become their shortest decimal text."""
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, dict):
+        return {str(k): settings(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [settings(v) for v in value]
+    return value
+
+
+def _refuse_floats(value: Any) -> None:
+    if isinstance(value, float):
+        raise TypeError(f"a float ({value!r}) has no canonical form; use an integer or text")
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_floats(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_floats(item)

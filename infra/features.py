@@ -1,0 +1,304 @@
+"""One read and one decode of an image feed everything: hashes, quality and all model inputs.
+
+What runs on a Dask worker: a shard of sources in, Parquet shards of rows out.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from infra import corpus, images, models, tables
+from infra.canonical import digest
+from infra.captions import Text
+from infra.corpus import Bounds, Item, Source
+from infra.ledger import Ledger
+from infra.models import Geometry, ModelFacts, ModelParams
+from infra.schema import SCHEMAS
+from infra.store import Store
+from infra.tables import Shard, Table
+
+# Raise it when the same bytes give other hashes, quality facts or pixels than before.
+DECODE_VERSION = 1
+
+
+class Limits(NamedTuple):
+    """Bounds on a picture, judged from its header before any pixel is decoded."""
+
+    min_side: int
+    max_pixels: int
+    max_aspect: float
+
+    def rule(self, width: int, height: int) -> tuple[str, int] | None:
+        """The fate of a picture of that size and the value that decided, or None."""
+        if width * height > self.max_pixels:
+            return "too_large", width * height
+        if min(width, height) < self.min_side:
+            return "too_small", min(width, height)
+        if max(width, height) > self.max_aspect * min(width, height):
+            return "extreme_aspect", max(width, height) * 1000 // min(width, height)
+        return None
+
+
+class Job(NamedTuple):
+    """What every shard of one describe stage shares; it travels with each shard, so it is small."""
+
+    corpus: Store
+    store: Store
+    family: str
+    limits: Limits
+    bounds: Bounds
+    models: Mapping[str, tuple[ModelParams, ModelFacts, str]]
+    device: str
+    known: Table | None
+    threads: int
+
+
+class Shards(NamedTuple):
+    """What a shard needs computed: the families (`looks`, model names) its images lack."""
+
+    sources: tuple[Source, ...]
+    needs: tuple[str, ...]
+
+
+class Seen(NamedTuple):
+    """One image after its only decode."""
+
+    image_id: str
+    header: dict[str, Any]
+    look: dict[str, Any] | None
+    pixels: dict[Geometry, np.ndarray]
+
+
+def describe_shard(job: Job, shard: Shards) -> dict[str, Any]:
+    """Read, hash, decode and embed a shard; write its rows and, last, its receipt.
+
+    Returns {"tables": {name: shard}, "work": counts}. A shard with a receipt is not done again.
+    """
+    key = digest([job.family, shard, [s.sha256 for s in job.known.shards] if job.known else []])
+    ledger = Ledger(job.store)
+    record = ledger.find("describe", f"{job.family}/receipts", key)
+    if record is None:
+        record = _describe(job, shard)
+        ledger.write("describe", f"{job.family}/receipts", key, record)
+        return {**record, "fresh": True}
+    return {**record, "fresh": False}
+
+
+def _describe(job: Job, shard: Shards) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, Any]]] = {"objects": [], "headers": [], "looks": []}
+    embedders = {name: _Embedder(job, name) for name in job.models if name in shard.needs}
+    geometries = {job.models[name][1].geometry for name in embedders}
+    items = _Items(job, rows["objects"])
+    work = Counter[str]()
+    for seen in corpus.ahead(
+        lambda item: look(item, job.limits, geometries), items.new_images(shard), job.threads
+    ):
+        rows["headers"].append(seen.header)
+        if seen.look is None:
+            continue
+        work["images_decoded"] += 1
+        rows["looks"].append(seen.look)
+        if seen.pixels:
+            work["images_embedded"] += 1
+        for embedder in embedders.values():
+            embedder.add(seen)
+    items.attach_captions()
+    written = {
+        name: tables.write_shard(job.store, pa.Table.from_pylist(part, schema=SCHEMAS[name]))
+        for name, part in rows.items()
+        if part
+    }
+    for name, embedder in embedders.items():
+        if shard_of := embedder.finish():
+            written[f"vectors/{name}"] = shard_of
+    return {"tables": {n: list(s) for n, s in written.items()}, "work": dict(work)}
+
+
+class _Items:
+    """Notes an object row for every item and passes on the images not seen before."""
+
+    def __init__(self, job: Job, objects: list[dict[str, Any]]):
+        self.job, self.objects = job, objects
+        self.seen: set[str] = set()
+        self.texts: dict[tuple[str, str], list[Text]] = {}
+        self.stems: list[tuple[str, str]] = []
+
+    def new_images(self, shard: Shards) -> Iterator[tuple[str, bytes]]:
+        known = _known(self.job.store, self.job.known) if self.job.known else frozenset()
+        for item in corpus.read(self.job.corpus, shard.sources, self.job.bounds):
+            if item.rule == "sidecar":
+                self._note_text(item)
+                if item.source.member is None:
+                    continue  # a loose sidecar is an object of its own in the listing
+            image_id = self._note(item)
+            if image_id and image_id not in self.seen and image_id not in known:
+                self.seen.add(image_id)
+                yield image_id, item.data or b""
+
+    def _note_text(self, item: Item) -> None:
+        where = item.source.key if item.source.member is not None else ""
+        self.texts.setdefault((where, item.stem), []).append(item.text)
+
+    def _note(self, item: Item) -> str | None:
+        source, rule, detail = item.source, item.rule, item.detail
+        if rule == "sidecar":
+            rule, detail = "metadata", item.text.refused
+        elif (
+            item.data is not None
+            and not corpus.extension(source.key)
+            and not corpus.looks_like_image(item.data[:16])
+        ):
+            rule, detail = "ignored", "no extension, and not an image"
+        image_id = hashlib.sha256(item.data).hexdigest() if item.data and not rule else None
+        if item.data == b"" and not rule:
+            rule, detail = "unreadable", "empty"
+        self.objects.append(
+            {
+                "key": source.key,
+                "member": source.member,
+                "stamp": source.stamp,
+                "offset": source.offset,
+                "size": source.size,
+                "image_id": image_id,
+                "captions": list(item.text.captions),
+                "licence": item.text.licence,
+                "rule": rule,
+                "detail": detail or item.text.refused,
+            }
+        )
+        where = source.key if source.kind != "loose" else ""
+        self.stems.append((where, item.stem))
+        return image_id
+
+    def attach_captions(self) -> None:
+        """Give images the texts of their sidecars, which may stand anywhere in a container."""
+        for row, stem in zip(self.objects, self.stems, strict=True):
+            for text in self.texts.get(stem, ()) if row["image_id"] else ():
+                row["captions"] = sorted({*row["captions"], *text.captions})
+                row["licence"] = row["licence"] or text.licence
+                row["detail"] = row["detail"] or text.refused
+
+
+@lru_cache(maxsize=2)
+def _known(store: Store, table: Table) -> frozenset[str]:
+    return frozenset(tables.read(store, table)["image_id"].to_pylist())
+
+
+def look(item: tuple[str, bytes], limits: Limits, geometries: Iterable[Geometry]) -> Seen:
+    """Header, then limits, then one decode: hashes, thumbnail, quality, and model inputs."""
+    image_id, data = item
+    header: dict[str, Any] = {"image_id": image_id, "bytes": len(data)}
+    try:
+        facts = images.read_header(data, images.MOST_PIXELS)
+    except images.Unreadable as error:
+        rule = "too_large" if error.rule == "too_large" else "unreadable"
+        return Seen(image_id, header | {"rule": rule, "detail": str(error)[:200]}, None, {})
+    header |= {
+        "format": facts.format,
+        "width": facts.width,
+        "height": facts.height,
+        "frames": facts.frames,
+    }
+    if limits.rule(facts.width, facts.height):
+        return Seen(image_id, header, None, {})
+    short_side = max((g.size for g in geometries), default=96)
+    try:
+        picture = images.decode(data, short_side, images.MOST_PIXELS)
+    except images.Unreadable as error:
+        row = {"image_id": image_id, "rule": "unreadable", "detail": str(error)[:200]}
+        return Seen(image_id, header, row, {})
+    quality = images.quality(picture, facts)
+    row = {
+        "image_id": image_id,
+        "phash": images.phash(picture),
+        "dhash": images.dhash(picture),
+        "thumbnail": images.thumbnail(picture).tobytes(),
+        "contrast": quality.contrast,
+        "sharpness": quality.sharpness,
+        "entropy": quality.entropy,
+        "informative": quality.informative,
+    }
+    return Seen(image_id, header, row, {g: _square(picture, g) for g in geometries})
+
+
+def _square(picture: Any, geometry: Geometry) -> np.ndarray:
+    resize = math.floor(geometry.size / geometry.crop_pct)
+    return images.fit(
+        picture,
+        geometry.size,
+        geometry.mode,  # type: ignore[arg-type]
+        geometry.interpolation,
+        geometry.fill,
+        resize if geometry.mode == "shortest" else None,
+    )
+
+
+class _Embedder:
+    """Collects pixels into full batches of one model and writes the vectors."""
+
+    def __init__(self, job: Job, name: str):
+        self.store = job.store
+        params, facts, _ = job.models[name]
+        self.facts = facts
+        self.model = load_checked(params, job.device, facts)
+        self.ids: list[str] = []
+        self.pixels: list[np.ndarray] = []
+        self.vectors: list[np.ndarray] = []
+
+    def add(self, seen: Seen) -> None:
+        if not seen.pixels:
+            return
+        self.ids.append(seen.image_id)
+        self.pixels.append(seen.pixels[self.facts.geometry])
+        if len(self.pixels) == self.model.params.batch:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.vectors.append(self.model.embed_images(np.stack(self.pixels)))
+        self.pixels.clear()
+
+    def finish(self) -> Shard | None:
+        if self.pixels:
+            self._flush()
+        if not self.vectors:
+            return None
+        rows = tables.vector_rows("image_id", self.ids, np.concatenate(self.vectors))
+        return tables.write_shard(self.store, rows)
+
+
+def load_checked(params: ModelParams, device: str, facts: ModelFacts) -> models.Model:
+    """The model. Raises ConfigError where its weights are not those the driver saw."""
+    model = models.load(params, device)
+    if model.facts != facts:
+        raise models.ConfigError(
+            f"models: the weights of {params.name!r} are not those this store was built with "
+            f"({model.facts.weights[:12]}, not {facts.weights[:12]}); pin the weights file"
+        )
+    return model
+
+
+def model_facts(params: ModelParams, device: str) -> ModelFacts:
+    """Load a model on a worker and say what it is."""
+    return models.load(params, device).facts
+
+
+def embed_captions(job: Job, name: str, shard: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Embed (caption_id, text) rows with the text tower of model `name`, with a receipt."""
+    params, facts, numerics = job.models[name]
+    ledger = Ledger(job.store)
+    key = digest(["captions", numerics, [row[0] for row in shard]])
+    record = ledger.find("describe", f"{job.family}/receipts", key)
+    if record is None:
+        model = load_checked(params, job.device, facts)
+        parts = [shard[at : at + params.batch] for at in range(0, len(shard), params.batch)]
+        vectors = np.concatenate([model.embed_texts([text for _, text in p]) for p in parts])
+        rows = tables.vector_rows("caption_id", [row[0] for row in shard], vectors)
+        record = {"tables": {f"texts/{name}": list(tables.write_shard(job.store, rows))}}
+        ledger.write("describe", f"{job.family}/receipts", key, record)
+    return dict(record)

@@ -1,0 +1,135 @@
+"""Arrow schemas of every table, by name. Ids are SHA-256 in hex, scores are integers (cos * 10^6)."""
+
+import pyarrow as pa
+
+ID = pa.string()
+SCORE = pa.int32()
+
+
+def _fields(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+
+
+SCHEMAS: dict[str, pa.Schema] = {
+    # What the listing shows, before a byte is read: loose images and whole containers.
+    "listing": _fields(
+        key=pa.string(),
+        kind=pa.string(),
+        stamp=pa.string(),
+        size=pa.int64(),
+        sidecars=pa.list_(pa.string()),
+    ),
+    # Captions that stand in files of their own (CSV, JSONL, Parquet).
+    "file_captions": _fields(key=pa.string(), caption=pa.string(), licence=pa.string()),
+    "objects": _fields(
+        key=pa.string(),
+        member=pa.string(),
+        stamp=pa.string(),
+        offset=pa.int64(),
+        size=pa.int64(),
+        image_id=ID,
+        captions=pa.list_(pa.string()),
+        licence=pa.string(),
+        rule=pa.string(),
+        detail=pa.string(),
+    ),
+    "headers": _fields(
+        image_id=ID,
+        bytes=pa.int64(),
+        format=pa.string(),
+        width=pa.int32(),
+        height=pa.int32(),
+        frames=pa.int32(),
+        rule=pa.string(),
+        detail=pa.string(),
+    ),
+    "looks": _fields(
+        image_id=ID,
+        rule=pa.string(),
+        detail=pa.string(),
+        phash=pa.uint64(),
+        dhash=pa.uint64(),
+        thumbnail=pa.binary(),
+        contrast=pa.int32(),
+        sharpness=pa.int32(),
+        entropy=pa.int32(),
+        informative=pa.bool_(),
+    ),
+    "captions": _fields(caption_id=ID, text=pa.string()),
+    # Every candidate caption of every image that can be used.
+    "image_captions": _fields(image_id=ID, caption_id=ID),
+    # One row an image that decodes and passes the limits; the representative object's key with it.
+    "images": _fields(
+        image_id=ID,
+        key=pa.string(),
+        member=pa.string(),
+        bytes=pa.int64(),
+        format=pa.string(),
+        width=pa.int32(),
+        height=pa.int32(),
+        licence=pa.string(),
+    ),
+    "aligned": _fields(image_id=ID, caption_id=ID, clip_score=SCORE),
+    "survivors": _fields(image_id=ID, survivor_id=ID, distance=pa.int32(), score=SCORE),
+    "eligible": _fields(image_id=ID, caption_id=ID, clip_score=SCORE),
+    "members": _fields(image_id=ID),
+    # Row i of the lists belongs to row i of the members; neighbours are row numbers, best first.
+    "lists": _fields(row=pa.int32(), neighbours=pa.list_(pa.int32()), scores=pa.list_(SCORE)),
+    "bands": _fields(
+        space=pa.string(),
+        low=SCORE,
+        high=SCORE,
+        scores=pa.int64(),
+        truncated=pa.int64(),
+        crowded=pa.int64(),
+    ),
+    "pairs": _fields(
+        pair_id=ID,
+        query=ID,
+        target=ID,
+        ties=pa.list_(
+            pa.struct(
+                {
+                    "space": pa.string(),
+                    "score": SCORE,
+                    "rank": pa.int32(),
+                    "in_band": pa.bool_(),
+                }
+            )
+        ),
+        negatives=pa.list_(ID),
+    ),
+    "labels": _fields(
+        pair_id=ID,
+        instructions=pa.list_(pa.string()),
+        description=pa.string(),
+        labeller=pa.string(),
+        model=pa.string(),
+        prompt=pa.string(),
+    ),
+    # Numbers that a stage calibrated on the corpus, such as a cut.
+    "facts": _fields(name=pa.string(), value=pa.int64()),
+    "drops": _fields(
+        level=pa.string(),
+        id=pa.string(),
+        stage=pa.string(),
+        rule=pa.string(),
+        value=pa.int64(),
+        detail=pa.string(),
+    ),
+    "fates": _fields(
+        level=pa.string(),
+        id=pa.string(),
+        fate=pa.string(),
+        stage=pa.string(),
+        rule=pa.string(),
+        value=pa.int64(),
+        detail=pa.string(),
+        image_id=ID,
+    ),
+}
+
+
+def vectors(key: str, dim: int) -> pa.Schema:
+    """Schema of a vector table: `key` (image_id or caption_id) and `vector`, float16[dim]."""
+    return pa.schema([pa.field(key, ID), pa.field("vector", pa.list_(pa.float16(), dim))])

@@ -1,0 +1,154 @@
+"""Tables: immutable Parquet shards in the store, named by the SHA-256 of their bytes."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.canonical import digest_rows
+from infra.errors import PairmillError
+from infra.schema import SCHEMAS
+from infra.store import NotFound, Store
+
+
+class Shard(NamedTuple):
+    """One Parquet file of a table."""
+
+    sha256: str
+    rows: int
+    bytes: int
+
+
+class Table(NamedTuple):
+    """A named list of shards; the rows live in the store."""
+
+    name: str
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "shards": [list(shard) for shard in self.shards]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Table":
+        return cls(data["name"], tuple(Shard(*shard) for shard in data["shards"]))
+
+
+def shard_key(sha256: str) -> str:
+    return f"data/{sha256[:2]}/{sha256}.parquet"
+
+
+def encode(rows: pa.Table) -> bytes:
+    """Parquet bytes of rows; equal rows and equal library versions give equal bytes."""
+    buffer = io.BytesIO()
+    vectors = [f.name for f in rows.schema if pa.types.is_fixed_size_list(f.type)]
+    plain = [name for name in rows.column_names if name not in vectors]
+    pq.write_table(
+        rows.replace_schema_metadata(None),
+        buffer,
+        compression={name: "zstd" for name in plain} | {name: "none" for name in vectors},
+        use_dictionary=plain,
+        write_statistics=plain,
+    )
+    return buffer.getvalue()
+
+
+def write_shard(store: Store, rows: pa.Table) -> Shard:
+    """Write one content-addressed shard; writing it twice is harmless."""
+    data = encode(rows)
+    sha256 = hashlib.sha256(data).hexdigest()
+    store.put(shard_key(sha256), data)
+    return Shard(sha256, rows.num_rows, len(data))
+
+
+def write(
+    store: Store, name: str, rows: pa.Table | Sequence[dict[str, Any]], shard_rows: int = 250_000
+) -> Table:
+    """Write rows as a table, in shards of at most `shard_rows` rows. Dicts take the named schema."""
+    if not isinstance(rows, pa.Table):
+        rows = pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+    slices = (rows.slice(at, shard_rows) for at in range(0, rows.num_rows, shard_rows))
+    return Table(name, tuple(write_shard(store, part) for part in slices))
+
+
+def shards(store: Store, table: Table, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the table shard by shard. Raises PairmillError for a missing or damaged shard."""
+    for shard in table.shards:
+        yield _read_shard(store, table.name, shard, columns)
+
+
+def read(store: Store, table: Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table in memory; an empty one has the columns of its schema."""
+    parts = list(shards(store, table, columns))
+    if parts:
+        return pa.concat_tables(parts)
+    schema = SCHEMAS[table.name] if table.name in SCHEMAS else pa.schema([])
+    empty = schema.empty_table()
+    return empty.select(columns) if columns and table.name in SCHEMAS else empty
+
+
+def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        data = store.get(shard_key(shard.sha256))
+    except NotFound as error:
+        raise PairmillError(
+            f"shard {shard.sha256[:12]} of table {name} is gone from {store.uri}; "
+            "delete the store's ledger/ folder to rebuild it"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise PairmillError(
+            f"shard {shard.sha256[:12]} of table {name} is damaged in {store.uri}; "
+            "delete that file and the store's ledger/ folder to rebuild it"
+        )
+    return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
+
+
+def digest(store: Store, table: Table, columns: Sequence[str]) -> str:
+    """SHA-256 of the named columns as canonical rows, whatever their order or sharding."""
+    rows = (
+        list(row)
+        for part in shards(store, table, columns)
+        for row in zip(*(part[name].to_pylist() for name in columns), strict=True)
+    )
+    return digest_rows(rows)
+
+
+def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A fixed-size-list column as float16[n, d], without a copy where it is one chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
+
+
+def vector_rows(key: str, ids: Iterable[str], vectors: np.ndarray) -> pa.Table:
+    """Arrow rows of (id, float16 vector) from ids and a matrix [n, d]."""
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).ravel())
+    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table({key: pa.array(list(ids), pa.string()), "vector": column})
+
+
+def gather(store: Store, table: Table, ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Vectors of the given ids, in ascending order of id.
+
+    Returns the ids found and their vectors, float16[n, d]; shape (0, 0) where there are none.
+    """
+    wanted = np.array(sorted(ids), dtype="S64")
+    found_ids = [wanted[:0]]
+    found: list[np.ndarray] = []
+    for part in shards(store, table):
+        names = part.column(0).to_numpy(zero_copy_only=False).astype("S64")
+        keep = np.isin(names, wanted)
+        found_ids.append(names[keep])
+        found.append(matrix(part["vector"])[keep])
+    if not found:
+        return [], np.zeros((0, 0), np.float16)
+    names, first = np.unique(np.concatenate(found_ids), return_index=True)
+    return [name.decode() for name in names], np.concatenate(found)[first]

@@ -1,0 +1,1 @@
+"""Stages: one file each, plain functions over tables. No stage imports another."""

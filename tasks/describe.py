@@ -1,0 +1,478 @@
+"""Describe: read each new image once, decode it once, keep hashes, quality and vectors."""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra import corpus, features, tables
+from infra.build import Build
+from infra.canonical import digest
+from infra.captions import caption_id
+from infra.cluster import Crash
+from infra.corpus import Bounds, Source
+from infra.features import DECODE_VERSION, Job, Limits, Shards
+from infra.ledger import family
+from infra.models import ModelFacts, ModelParams, choose_device
+from infra.schema import SCHEMAS
+from infra.tables import Shard, Table
+
+VERSION = 1
+# A larger tar is cut by its index, so that one shard is minutes of work at most.
+TAR_BYTES = 1 << 30
+CAPTIONS_A_SHARD = 2_048
+
+
+class DescribeParams(BaseModel):
+    """Limits on pictures, judged from the header, and where models run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_side: int = Field(32, ge=1, description="Shortest side in pixels; below: too_small.")
+    max_pixels: int = Field(
+        100_000_000, ge=1, le=178_956_970, description="Width * height; above: too_large."
+    )
+    max_aspect: float = Field(8.0, ge=1, description="Long / short side; above: extreme_aspect.")
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|cuda)$", description="cuda where there is one, else cpu."
+    )
+    shard_images: int = Field(
+        1_000, ge=1, le=100_000, description="Images in a task at most; small corpora use less."
+    )
+    threads: int = Field(2, ge=1, le=64, description="Decoding threads in a worker.")
+
+
+class Described(NamedTuple):
+    """What is known of every object and image, and where vectors lie.
+
+    `vectors` and `texts` are tables by model name; they may hold more rows than this corpus.
+    """
+
+    objects: Table
+    images: Table
+    looks: Table
+    captions: Table
+    image_captions: Table
+    vectors: dict[str, Table]
+    texts: dict[str, Table]
+    drops: Table
+
+
+def describe(
+    build: Build,
+    listing: Table,
+    file_captions: Table,
+    corpus_params: Any,
+    models: Mapping[str, ModelParams],
+    params: DescribeParams,
+) -> Described:
+    """Describe what is new; what was seen before costs a look-up.
+
+    Raises ConfigError for a model that can't be loaded.
+    """
+    device = choose_device(params.device)
+    facts = {name: _facts(build, spec, device) for name, spec in models.items()}
+    job = _job(build, corpus_params, models, facts, params, device)
+    state = _State(build, job)
+    listed = pl.DataFrame(tables.read(build.store, listing))
+    known = state.frame("objects").join(
+        listed.select("key", "stamp"), on=["key", "stamp"], how="semi"
+    )
+    known = known.unique(["key", "member"], keep="last", maintain_order=True)
+    new = listed.join(known.select("key").unique(), on="key", how="anti")
+    todo = list(_todo(state, job, known, new, params.shard_images))
+    if todo:
+        build.begin("describe", {"new": new.height, "bytes": int(new["size"].sum())})
+        found = _run(build, state, job, todo)
+        known = pl.concat([known, found])
+    objects = _with_file_captions(known, file_captions, corpus_params, build)
+    captions = _captions(build, objects)
+    for name, (_, model, _) in job.models.items():
+        if model.has_text:
+            _embed_captions(build, state, job, name, captions)
+    return _described(build, state, job, objects, captions)
+
+
+def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
+    """Facts of a model, asked of a worker the first time a store meets it."""
+    spec = digest([params.model_dump(mode="json", exclude={"batch"}), device, _files(params)])
+    record = build.ledger.find("models", device, spec)
+    if record is None:
+        build.begin("load models", {"model": params.name})
+        gpu = {"GPU": 1.0} if device == "cuda" else None
+        load = partial(features.model_facts, device=device)
+        (_, found), *_ = build.pool.map(load, [params], resources=gpu)
+        if isinstance(found, Crash):
+            raise RuntimeError(f"loading {params.name} ended its worker: {found.reason}")
+        size, mode, interpolation, fill, crop = found.geometry
+        record = {
+            "geometry": [size, mode, interpolation, fill, repr(crop)],
+            "model": [found.dim, found.weights, found.has_text],
+        }
+        build.ledger.write("models", device, spec, record)
+    *geometry, crop = record["geometry"]
+    return ModelFacts(features.Geometry(*geometry, float(crop)), *record["model"])
+
+
+def _files(params: ModelParams) -> list[Any]:
+    """Name, size and time of local model files, so that a replaced file is noticed."""
+    from pathlib import Path
+
+    folder = Path(params.name)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files += [Path(params.weights)] if params.weights and Path(params.weights).is_file() else []
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+
+
+def _job(
+    build: Build,
+    corpus_params: Any,
+    models: Mapping[str, ModelParams],
+    facts: Mapping[str, ModelFacts],
+    params: DescribeParams,
+    device: str,
+) -> Job:
+    limits = Limits(params.min_side, params.max_pixels, params.max_aspect)
+    bounds = Bounds(max_chars=corpus_params.max_caption_chars)
+    numerics = {name: facts[name].numerics(models[name], device) for name in models}
+    shared = {
+        "corpus": build.corpus.uri,
+        "limits": list(limits),
+        "bounds": list(bounds),
+        "models": numerics,
+        "decode": DECODE_VERSION,
+    }
+    specs = {name: (models[name], facts[name], numerics[name]) for name in models}
+    kin = family("describe", VERSION, shared)
+    return Job(build.corpus, build.store, kin, limits, bounds, specs, device, None, params.threads)
+
+
+class _State:
+    """The growing tables of describe: what any build in this store has found out so far."""
+
+    def __init__(self, build: Build, job: Job):
+        self.build = build
+        self.names = {
+            "objects": family("objects", DECODE_VERSION, {"corpus": build.corpus.uri}),
+            "headers": family("headers", DECODE_VERSION, {}),
+            "looks": family("looks", DECODE_VERSION, {}),
+        }
+        for name, (_, _, numerics) in job.models.items():
+            self.names[f"vectors/{name}"] = numerics
+            self.names[f"texts/{name}"] = numerics
+        self.tables = {name: self._load(name) for name in self.names}
+
+    def _load(self, name: str) -> Table:
+        kind = name.partition("/")[0]
+        record = self.build.ledger.newest(f"describe/{kind}", self.names[name])
+        if record is None:
+            return Table(f"{kind}-{self.names[name]}" if "/" in name else name)
+        return Table.from_json(record["tables"]["rows"])
+
+    def add(self, name: str, new: list[Shard]) -> None:
+        """Append shards and record the table as it now stands."""
+        old = self.tables[name]
+        merged = dict.fromkeys([*old.shards, *new])
+        self.tables[name] = table = Table(old.name, tuple(merged))
+        key = digest([shard.sha256 for shard in table.shards])
+        record = {"tables": {"rows": table.to_json()}}
+        self.build.ledger.write(f"describe/{name.partition('/')[0]}", self.names[name], key, record)
+
+    def frame(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+        table = self.tables[name]
+        if not table.shards and "/" in name:
+            return pl.DataFrame(schema=dict.fromkeys(columns or [], pl.String))
+        return pl.DataFrame(tables.read(self.build.store, table, columns))
+
+
+def _todo(
+    state: _State, job: Job, known: pl.DataFrame, new: pl.DataFrame, shard_images: int
+) -> Iterator[Shards]:
+    """Shards of work: new sources, then images seen before that lack a family."""
+    everything = ("looks", *job.models)
+    fresh = [
+        Source(*row[:4], tuple(row[4] or ()))
+        for row in new.select("key", "kind", "stamp", "size", "sidecars").iter_rows()
+    ]
+    for sources in _shards([s for s in fresh if s.kind == "loose"], shard_images):
+        yield Shards(sources, everything)
+    for source in fresh:
+        if source.kind == "tar" and source.size > TAR_BYTES:
+            yield from _cut_tar(job, Shards((source,), everything), shard_images)
+        elif source.kind != "loose":
+            yield Shards((source,), everything)
+    lacking = _lacking(state, job, known)
+    for needs, part in groupby(sorted(lacking, key=lambda row: (row[0], row[1])), lambda r: r[0]):
+        for sources in _shards([source for _, source in part], shard_images):
+            yield Shards(sources, needs)
+
+
+def _shards(sources: list[Source], most: int) -> Iterator[tuple[Source, ...]]:
+    """Equal runs of sources: eight at least where there are enough, `most` sources each at most."""
+    size = max(64, min(most, -(-len(sources) // 8)))
+    for at in range(0, len(sources), size):
+        yield tuple(sources[at : at + size])
+
+
+def _lacking(state: _State, job: Job, known: pl.DataFrame) -> list[tuple[tuple[str, ...], Source]]:
+    """Images whose rows are known and who lack hashes or a model's vectors, one source each."""
+    usable = _usable(state, job, known)
+    lack = {"looks": usable.join(state.frame("looks", ["image_id"]), on="image_id", how="anti")}
+    broken = state.frame("looks", ["image_id", "rule"]).filter(pl.col("rule").is_not_null())
+    for name in job.models:
+        have = state.frame(f"vectors/{name}", ["image_id"])
+        lack[name] = usable.join(have, on="image_id", how="anti").join(
+            broken, on="image_id", how="anti"
+        )
+    needs: dict[Source, list[str]] = {}
+    for name, frame in lack.items():
+        for key, member, stamp, offset, size in frame.select(
+            "key", "member", "stamp", "offset", "size"
+        ).iter_rows():
+            kind = "loose" if member is None else "parquet" if key.endswith(".parquet") else "tar"
+            source = Source(key, kind, stamp, size, (), member, offset)
+            needs.setdefault(source, []).append(name)
+    return [(tuple(names), source) for source, names in needs.items()]
+
+
+def _usable(state: _State, job: Job, objects: pl.DataFrame) -> pl.DataFrame:
+    """One object an image, the first by key, where header and limits let it pass."""
+    headers = state.frame("headers").unique("image_id").filter(pl.col("rule").is_null())
+    small = [
+        job.limits.rule(width, height) is None
+        for width, height in headers.select("width", "height").iter_rows()
+    ]
+    headers = headers.filter(pl.Series(small, dtype=pl.Boolean)).drop("rule", "detail")
+    return (
+        objects.filter(pl.col("image_id").is_not_null())
+        .sort("key", "member", nulls_last=False)
+        .unique("image_id", keep="first", maintain_order=True)
+        .join(headers, on="image_id", how="inner")
+    )
+
+
+def _cut_tar(job: Job, shard: Shards, shard_images: int) -> Iterator[Shards]:
+    """A tar as shards of whole samples; one that can't be indexed stays as it is."""
+    try:
+        members = corpus.index_tar(job.corpus, shard.sources[0])
+    except tarfile.TarError:
+        yield shard
+        return
+    part: list[Source] = []
+    for _, sample in groupby(members, key=_sample):
+        part += sample
+        if len(part) >= shard_images:
+            yield shard._replace(sources=tuple(part))
+            part = []
+    if part:
+        yield shard._replace(sources=tuple(part))
+
+
+def _sample(source: Source) -> str:
+    return corpus.sample_stem(source.member) if source.member else source.key
+
+
+def _split(job: Job, shard: Shards) -> list[Shards]:
+    """Halves of a shard that killed its workers; a tar is cut by its index first."""
+    if len(shard.sources) == 1:
+        source = shard.sources[0]
+        return list(_cut_tar(job, shard, 64)) if source.kind == "tar" and not source.member else []
+    samples = [tuple(group) for _, group in groupby(shard.sources, key=_sample)]
+    half = len(samples) // 2
+    parts = [samples[:half], samples[half:]] if half else []
+    return [shard._replace(sources=tuple(s for group in part for s in group)) for part in parts]
+
+
+def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFrame:
+    """Do the shards, append what they found to the state, return the new object rows."""
+    job = job._replace(known=_complete(build, state, job))
+    total = sum(source.size for shard in todo for source in shard.sources)
+    done, written, crashed = 0, {name: [] for name in state.names}, []
+    gpu = {"GPU": 1.0} if job.device == "cuda" else None
+    work = partial(features.describe_shard, job)
+    for shard, result in build.pool.map(work, todo, split=partial(_split, job), resources=gpu):
+        done += sum(source.size for source in shard.sources)
+        build.progress("describe", done, total)
+        if isinstance(result, Crash):
+            crashed += [_crash(source, result) for source in shard.sources]
+            continue
+        if result["fresh"]:
+            build.work.update(result["work"])
+        for name, row in result["tables"].items():
+            written[name].append(Shard(*row))
+    if crashed:
+        rows = pa.Table.from_pylist(crashed, schema=SCHEMAS["objects"])
+        written["objects"].append(tables.write_shard(build.store, rows))
+    for name, shards in written.items():
+        if shards and name != "objects":
+            state.add(name, sorted(shards))
+    return _add_objects(build, state, sorted(written["objects"]))
+
+
+def _add_objects(build: Build, state: _State, shards: list[Shard]) -> pl.DataFrame:
+    """Keep new object rows in the state, all but the vanished, which the next listing settles."""
+    rows = pl.DataFrame(tables.read(build.store, Table("objects", tuple(shards))))
+    seen = rows.join(
+        state.frame("objects", ["key", "member", "stamp"]),
+        on=["key", "member", "stamp"],
+        how="anti",
+        nulls_equal=True,
+    )
+    lasting = seen.filter(pl.col("rule").is_null() | (pl.col("rule") != "vanished"))
+    if lasting.height:
+        state.add("objects", [tables.write_shard(build.store, arrow(lasting, "objects"))])
+    return seen
+
+
+def arrow(frame: pl.DataFrame, name: str) -> pa.Table:
+    """A polars frame as an Arrow table of the named schema."""
+    schema = SCHEMAS[name]
+    return frame.select(schema.names).to_arrow().cast(schema)
+
+
+def _crash(source: Source, crash: Crash) -> dict[str, Any]:
+    name = source.member or source.key
+    rule = "crashed_decoder" if corpus.is_image_name(name) or source.member is None else "metadata"
+    return {
+        "key": source.key,
+        "member": source.member,
+        "stamp": source.stamp,
+        "offset": source.offset,
+        "size": source.size,
+        "captions": [],
+        "rule": rule,
+        "detail": crash.reason[:200],
+    }
+
+
+def _complete(build: Build, state: _State, job: Job) -> Table | None:
+    """Ids of images with everything this job computes, so that renamed files cost a read only."""
+    headers = state.frame("headers", ["image_id"])
+    if not headers.height:
+        return None
+    done = headers.unique()
+    for name in ("looks", *(f"vectors/{model}" for model in job.models)):
+        done = done.join(state.frame(name, ["image_id"]), on="image_id", how="semi")
+    return tables.write(build.store, "members", arrow(done.sort("image_id"), "members"))
+
+
+def _with_file_captions(
+    objects: pl.DataFrame, file_captions: Table, corpus_params: Any, build: Build
+) -> pl.DataFrame:
+    """Object rows with the captions and licences of caption files merged in."""
+    rows = pl.DataFrame(tables.read(build.store, file_captions))
+    by_key = rows.group_by("key").agg(
+        pl.col("caption").filter(pl.col("caption") != "").unique().alias("more"),
+        pl.col("licence").drop_nulls().min().alias("stated"),
+    )
+    merged = objects.join(by_key, on="key", how="left").with_columns(
+        pl.when(pl.col("member").is_null())
+        .then(pl.concat_list(pl.col("captions").fill_null([]), pl.col("more").fill_null([])))
+        .otherwise(pl.col("captions").fill_null([]))
+        .list.unique()
+        .list.sort()
+        .alias("captions"),
+        pl.coalesce("licence", "stated", pl.lit(corpus_params.licence)).alias("licence"),
+    )
+    return merged.drop("more", "stated").sort("key", "member", nulls_last=False)
+
+
+def _captions(build: Build, objects: pl.DataFrame) -> pl.DataFrame:
+    """Every caption of every image: image_id, caption_id, text."""
+    rows = (
+        objects.filter(pl.col("image_id").is_not_null())
+        .select("image_id", pl.col("captions").alias("text"))
+        .explode("text")
+        .drop_nulls()
+        .unique()
+    )
+    texts = rows["text"].unique().to_list()
+    ids = pl.DataFrame(
+        {"text": texts, "caption_id": [caption_id(text) for text in texts]},
+        schema={"text": pl.String, "caption_id": pl.String},
+    )
+    return rows.join(ids, on="text").sort("image_id", "caption_id")
+
+
+def _embed_captions(
+    build: Build, state: _State, job: Job, name: str, captions: pl.DataFrame
+) -> None:
+    have = state.frame(f"texts/{name}", ["caption_id"])
+    new = captions.select("caption_id", "text").unique().join(have, on="caption_id", how="anti")
+    if not new.height:
+        return
+    build.begin("describe", {"captions": new.height})
+    rows = list(new.sort("caption_id").iter_rows())
+    size = max(256, min(CAPTIONS_A_SHARD, -(-len(rows) // 4)))
+    shards = [tuple(rows[at : at + size]) for at in range(0, len(rows), size)]
+    gpu = {"GPU": 1.0} if job.device == "cuda" else None
+    work, written = partial(features.embed_captions, job, name), []
+    for done, (_, result) in enumerate(build.pool.map(work, shards, resources=gpu), 1):
+        if isinstance(result, Crash):
+            raise RuntimeError(f"embedding captions with {name} ended its worker: {result.reason}")
+        build.progress("describe captions", done, len(shards))
+        written += [Shard(*row) for row in result["tables"].values()]
+    state.add(f"texts/{name}", sorted(written))
+
+
+def _described(
+    build: Build, state: _State, job: Job, objects: pl.DataFrame, captions: pl.DataFrame
+) -> Described:
+    usable = _usable(state, job, objects)
+    good = state.frame("looks", ["image_id", "rule"]).filter(pl.col("rule").is_null())
+    images = usable.join(good.unique("image_id"), on="image_id", how="semi").sort("image_id")
+    paired = captions.join(images, on="image_id", how="semi")
+    texts = paired.select("caption_id", "text").unique().sort("caption_id")
+
+    def write(name: str, frame: pl.DataFrame) -> Table:
+        return tables.write(build.store, name, arrow(frame, name))
+
+    return Described(
+        objects=write("objects", objects),
+        images=write("images", images),
+        looks=state.tables["looks"],
+        captions=write("captions", texts),
+        image_captions=write("image_captions", paired),
+        vectors={name: state.tables[f"vectors/{name}"] for name in job.models},
+        texts={
+            name: state.tables[f"texts/{name}"]
+            for name, (_, facts, _) in job.models.items()
+            if facts.has_text
+        },
+        drops=tables.write(build.store, "drops", list(_drops(state, job, objects))),
+    )
+
+
+def _drops(state: _State, job: Job, objects: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """Objects with a rule of their own, and images that the limits or the decoder refused."""
+    for row in objects.filter(pl.col("rule").is_not_null()).iter_rows(named=True):
+        yield {
+            "level": "object",
+            "id": object_id(row["key"], row["member"]),
+            "stage": "describe",
+            "rule": row["rule"],
+            "detail": row["detail"],
+        }
+    present = objects.select("image_id").drop_nulls().unique()
+    headers = state.frame("headers").unique("image_id").join(present, on="image_id", how="semi")
+    looks = state.frame("looks", ["image_id", "rule", "detail"]).unique("image_id")
+    broken = headers.join(looks, on="image_id", how="left", suffix="_look")
+    for row in broken.sort("image_id").iter_rows(named=True):
+        drop = {"level": "image", "id": row["image_id"], "stage": "describe"}
+        limit = None if row["rule"] else job.limits.rule(row["width"], row["height"])
+        if row["rule"]:
+            yield {**drop, "rule": row["rule"], "detail": row["detail"]}
+        elif limit:
+            yield {**drop, "rule": limit[0], "value": limit[1]}
+        elif row["rule_look"]:
+            yield {**drop, "rule": row["rule_look"], "detail": row["detail_look"]}
+
+
+def object_id(key: str, member: str | None) -> str:
+    """Name of an object in fates: its key, and its member after `::`."""
+    return key if member is None else f"{key}::{member}"
