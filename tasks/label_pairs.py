@@ -1,0 +1,373 @@
+"""Labels: what a person who has the query would say to be shown the target, or why nothing."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from infra import instructions, mllm
+from infra.canonical import digest, settings
+
+VERSION = 1
+PROMPTS = Path(__file__).parent / "prompts"
+CAPTION_LIMIT = 500  # characters of a caption that are shown to a model
+INSTRUCTION_LIMIT = 300  # characters
+DESCRIPTION_LIMIT = 1_000  # characters, each of three parts
+MOST_INSTRUCTIONS = 8
+
+Rule = Literal[
+    "no_caption",
+    "captions_say_nothing",
+    "refused",
+    "truncated",
+    "empty",
+    "too_long",
+    "wrong_schema",
+    "too_few_distinct",
+    "gives_away_target",
+    "endpoint_error",
+]
+
+_prompts = Environment(loader=FileSystemLoader(PROMPTS), undefined=StrictUndefined)
+
+
+class LabelParams(BaseModel):
+    """Who writes the instructions, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labeller: Literal["captions", "mllm"] = Field(
+        "captions",
+        description="`captions` writes English templates from the difference of two captions,"
+        " offline; `mllm` asks a vision-language model behind an OpenAI-compatible endpoint.",
+    )
+    endpoint: mllm.Endpoint | None = Field(
+        None, description="Where the model is served; needed by the labeller `mllm`."
+    )
+    calls: Literal["two", "one"] = Field(
+        "two",
+        description="`two`: one call describes the pair with its pictures, a second writes the"
+        " instructions from that text alone. `one`: both in a single call.",
+    )
+    instructions: int = Field(
+        3, ge=3, le=MOST_INSTRUCTIONS, description="Distinct instructions a pair must get (mllm)."
+    )
+    show_captions: bool = Field(True, description="Show the model the captions of a pair (mllm).")
+    max_pixels: int = Field(
+        401_408,
+        ge=784,
+        description="Pixels per picture sent; 401408 is 512 patches of 28 x 28 (mllm).",
+    )
+    max_tokens: int = Field(1_024, ge=64, description="Tokens an answer may have (mllm).")
+    temperature: float | None = Field(
+        0.7, ge=0, le=2, description="Sampling temperature; null leaves it to the server (mllm)."
+    )
+    seed: int | None = Field(
+        0, description="Sampling seed where the server takes one; null sends none (mllm)."
+    )
+
+    @model_validator(mode="after")
+    def _has_endpoint(self) -> "LabelParams":
+        if self.labeller == "mllm" and self.endpoint is None:
+            raise ValueError(
+                "the labeller mllm needs endpoint.url and endpoint.model;"
+                " set them, or use labeller: captions"
+            )
+        return self
+
+    @property
+    def resize(self) -> str:
+        """The rule by which pictures are made smaller; part of what a request means."""
+        return f"at most {self.max_pixels} px, JPEG"
+
+
+class PairText(NamedTuple):
+    """A pair as a labeller needs it; query and target are image_ids."""
+
+    pair_id: str
+    query: str
+    target: str
+    query_caption: str | None
+    target_caption: str | None
+
+
+class Label(NamedTuple):
+    """The instructions of a pair and where they come from."""
+
+    pair_id: str
+    instructions: tuple[str, ...]
+    description: str | None
+    labeller: str
+    model: str | None
+    prompt: str | None
+
+
+class LabelDrop(NamedTuple):
+    """A pair without a label."""
+
+    pair_id: str
+    rule: Rule
+    detail: str
+
+
+class Labelled(NamedTuple):
+    """Labels and drops by pair_id, each pair in one of them, and how often a labeller was asked."""
+
+    labels: list[Label]
+    drops: list[LabelDrop]
+    requested: int
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Unfit(NamedTuple):
+    rule: Rule
+    detail: str
+
+
+class Differences(_Strict):
+    query: str
+    target: str
+
+
+class Comparison(_Strict):
+    common: str
+    differences: Differences
+
+
+class Instructions(_Strict):
+    instructions: list[str]
+
+
+class ComparisonAndInstructions(_Strict):
+    common: str
+    differences: Differences
+    instructions: list[str]
+
+
+def meaning(params: LabelParams) -> dict[str, Any]:
+    """The parameters that decide what labels say, floats as text; not the endpoint or its pace."""
+    if params.labeller == "captions":
+        return {"labeller": "captions"}
+    assert params.endpoint is not None
+    chosen = params.model_dump(exclude={"endpoint"})
+    return settings({**chosen, "model": params.endpoint.model, "prompt": prompt_digest(params)})
+
+
+def prompt_digest(params: LabelParams) -> str:
+    """SHA-256 of the prompt files in use."""
+    return _digest_of_files(params.calls)
+
+
+@cache
+def _digest_of_files(calls: str) -> str:
+    names = {
+        "two": ("describe", "pair", "instruct", "comparison"),
+        "one": ("describe_and_instruct", "pair"),
+    }
+    texts = [(PROMPTS / f"{name}.jinja").read_text("utf-8") for name in names[calls]]
+    return digest(texts)
+
+
+def label_by_captions(pairs: Sequence[PairText]) -> Labelled:
+    """One to three English instructions per pair from the difference of its captions."""
+    labels: list[Label] = []
+    drops: list[LabelDrop] = []
+    for pair in sorted(pairs, key=lambda pair: pair.pair_id):
+        if not (pair.query_caption and pair.target_caption):
+            side = "target" if pair.query_caption else "query"
+            drops.append(LabelDrop(pair.pair_id, "no_caption", side))
+            continue
+        written = instructions.from_captions(pair.pair_id, pair.query_caption, pair.target_caption)
+        if isinstance(written, str):
+            drops.append(LabelDrop(pair.pair_id, "captions_say_nothing", written))
+        else:
+            labels.append(Label(pair.pair_id, tuple(written), None, "captions", None, None))
+    return Labelled(labels, drops, len(pairs))
+
+
+async def label_by_mllm(
+    pairs: Sequence[PairText],
+    images: Callable[[str], bytes],
+    params: LabelParams,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Labelled:
+    """At least `params.instructions` distinct instructions per pair, written by a model.
+
+    `images` gives the JPEG of an image_id, within `params.max_pixels`; it is called in threads
+    and no sooner than its picture is sent. As many pairs as the endpoint takes calls are in
+    flight, those of a query next to each other. Raises infra.mllm.EndpointUnavailable where the
+    endpoint has never answered.
+    """
+    assert params.endpoint is not None
+    results: list[Label | LabelDrop] = []
+    waiting = iter(sorted(pairs, key=lambda pair: (pair.query, pair.target, pair.pair_id)))
+
+    async def work(client: mllm.Client) -> None:
+        for pair in waiting:
+            results.append(await _label(client, pair, params))
+            on_progress(len(results), len(pairs))
+
+    async with mllm.connect(params.endpoint, images) as client:
+        workers = min(params.endpoint.concurrency, len(pairs))
+        await _all_or_first_error([work(client) for _ in range(workers)])
+    return Labelled(
+        sorted(result for result in results if isinstance(result, Label)),
+        sorted(result for result in results if isinstance(result, LabelDrop)),
+        client.asked,
+    )
+
+
+async def _all_or_first_error(work: list[Any]) -> None:
+    # A TaskGroup would wrap the one line that a user should read in an ExceptionGroup.
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _label(client: mllm.Client, pair: PairText, params: LabelParams) -> Label | LabelDrop:
+    answer = await _compare_and_write(client, pair, params)
+    if isinstance(answer, mllm.Flawed):
+        return LabelDrop(pair.pair_id, *answer)
+    kept = _kept(answer.instructions, pair.target_caption, params.instructions)
+    if isinstance(kept, _Unfit):
+        return LabelDrop(pair.pair_id, *kept)
+    return Label(
+        pair.pair_id,
+        kept,
+        _description(answer),
+        "mllm",
+        client.endpoint.model,
+        prompt_digest(params),
+    )
+
+
+async def _compare_and_write(
+    client: mllm.Client, pair: PairText, params: LabelParams
+) -> ComparisonAndInstructions | mllm.Flawed:
+    if params.calls == "one":
+        request = _about_pictures(pair, params, client.endpoint.model, ComparisonAndInstructions)
+        answer = await mllm.ask_for(client, request, ComparisonAndInstructions)
+        return answer if isinstance(answer, mllm.Flawed) else _flaw(answer) or answer
+    request = _about_pictures(pair, params, client.endpoint.model, Comparison)
+    found = await mllm.ask_for(client, request, Comparison)
+    if isinstance(found, mllm.Flawed):
+        return found
+    if flaw := _flaw(found):
+        return flaw
+    request = _about_comparison(found, params, client.endpoint.model)
+    written = await mllm.ask_for(client, request, Instructions)
+    if isinstance(written, mllm.Flawed):
+        return written
+    return ComparisonAndInstructions(
+        common=found.common, differences=found.differences, instructions=written.instructions
+    )
+
+
+def _about_pictures(
+    pair: PairText, params: LabelParams, model: str, answer: type[BaseModel]
+) -> mllm.Request:
+    shown = [("source", pair.query_caption), ("target", pair.target_caption)]
+    captions = [
+        (name, instructions.clean(caption[: 2 * CAPTION_LIMIT])[:CAPTION_LIMIT])
+        for name, caption in shown
+        if caption and params.show_captions
+    ]
+    prompt = "describe" if params.calls == "two" else "describe_and_instruct"
+    pictures = (
+        mllm.Picture("Source image", pair.query),
+        mllm.Picture("Target image", pair.target),
+    )
+    text = _render("pair", captions=captions, nonce=_nonce(captions))
+    return _request(params, model, prompt, pictures, text, answer)
+
+
+def _about_comparison(found: Comparison, params: LabelParams, model: str) -> mllm.Request:
+    parts = {
+        "common": instructions.clean(found.common),
+        "query": instructions.clean(found.differences.query),
+        "target": instructions.clean(found.differences.target),
+    }
+    text = _render("comparison", nonce=_nonce(parts), **parts)
+    return _request(params, model, "instruct", (), text, Instructions)
+
+
+def _request(
+    params: LabelParams,
+    model: str,
+    prompt: str,
+    pictures: tuple[mllm.Picture, ...],
+    text: str,
+    answer: type[BaseModel],
+) -> mllm.Request:
+    return mllm.Request(
+        instructions=_render(prompt, count=params.instructions),
+        pictures=pictures,
+        text=text,
+        answer=answer,
+        resize=params.resize,
+        model=model,
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        seed=params.seed,
+    )
+
+
+def _render(name: str, **values: Any) -> str:
+    return _prompts.get_template(f"{name}.jinja").render(**values).strip()
+
+
+def _nonce(enclosed: Any) -> str:
+    # A digest of the text itself: its writer can't know it, and equal requests stay equal.
+    return hashlib.sha256(repr(enclosed).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _flaw(found: Comparison | ComparisonAndInstructions) -> mllm.Flawed | None:
+    parts = {
+        "common": found.common,
+        "differences.query": found.differences.query,
+        "differences.target": found.differences.target,
+    }
+    for name, text in parts.items():
+        if len(text) > DESCRIPTION_LIMIT:
+            return mllm.Flawed("too_long", f"{name}: {len(text)} characters")
+    if not instructions.words(found.differences.target):
+        return mllm.Flawed("empty", "differences.target")
+    return None
+
+
+def _kept(written: list[str], target_caption: str | None, needed: int) -> tuple[str, ...] | _Unfit:
+    cleaned = [instructions.clean(text) for text in written]
+    short = [text for text in cleaned if len(text) <= INSTRUCTION_LIMIT]
+    differing = instructions.distinct(short)
+    kept = [text for text in differing if not instructions.gives_away(text, target_caption)]
+    if len(kept) >= needed:
+        return tuple(kept[:MOST_INSTRUCTIONS])
+    count = f"{len(kept)} of {needed}"
+    if not any(map(instructions.words, cleaned)):
+        return _Unfit("empty", "instructions")
+    if len(differing) >= needed:
+        return _Unfit("gives_away_target", count)
+    if len(instructions.distinct(cleaned)) >= needed:
+        return _Unfit("too_long", count)
+    return _Unfit("too_few_distinct", count)
+
+
+def _description(found: ComparisonAndInstructions) -> str:
+    parts = (
+        ("In common", found.common),
+        ("Source", found.differences.query),
+        ("Target", found.differences.target),
+    )
+    return " ".join(f"{name}: {instructions.clean(text)}" for name, text in parts)
