@@ -45,7 +45,8 @@ _SILENT_WORDS = """
     y il lo gli di e o da
     bw clip clipart collection color colour copy design draft drawing file final gif icon iconset
     icons illustration image img jpeg jpg logo new ori original part photo pic picture png remix
-    sample series set simple style stylised stylized svg symbol theme untitled updated various vector version
+    sample series set simple style stylised stylized svg symbol theme untitled updated
+    various vector version
 """
 _SILENT = frozenset(_SILENT_WORDS.split())
 
