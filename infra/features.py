@@ -57,6 +57,7 @@ class Job(NamedTuple):
     device: str
     known: Table | None
     threads: int
+    short_side: int
 
 
 class Shards(NamedTuple):
@@ -97,7 +98,9 @@ def _describe(job: Job, shard: Shards) -> dict[str, Any]:
     items = _Items(job, rows["objects"])
     work = Counter[str]()
     for seen in corpus.ahead(
-        lambda item: look(item, job.limits, geometries), items.new_images(shard), job.threads
+        lambda item: look(item, job.limits, geometries, job.short_side),
+        items.new_images(shard),
+        job.threads,
     ):
         rows["headers"].append(seen.header)
         if seen.look is None:
@@ -190,7 +193,9 @@ def _known(store: Store, table: Table) -> frozenset[str]:
     return frozenset(tables.read(store, table)["image_id"].to_pylist())
 
 
-def look(item: tuple[str, bytes], limits: Limits, geometries: Iterable[Geometry]) -> Seen:
+def look(
+    item: tuple[str, bytes], limits: Limits, geometries: Iterable[Geometry], short_side: int
+) -> Seen:
     """Header, then limits, then one decode: hashes, thumbnail, quality, and model inputs."""
     image_id, data = item
     header: dict[str, Any] = {"image_id": image_id, "bytes": len(data)}
@@ -207,17 +212,17 @@ def look(item: tuple[str, bytes], limits: Limits, geometries: Iterable[Geometry]
     }
     if limits.rule(facts.width, facts.height):
         return Seen(image_id, header, None, {})
-    short_side = max((g.size for g in geometries), default=96)
     try:
-        picture = images.decode(data, short_side, images.MOST_PIXELS)
+        picture = images.decode(data, short_side, limits.max_pixels)
     except images.Unreadable as error:
         row = {"image_id": image_id, "rule": "unreadable", "detail": str(error)[:200]}
         return Seen(image_id, header, row, {})
-    quality = images.quality(picture, facts)
+    luma = picture.convert("L")
+    quality = images.quality(luma, facts)
     row = {
         "image_id": image_id,
-        "phash": images.phash(picture),
-        "dhash": images.dhash(picture),
+        "phash": images.phash(luma),
+        "dhash": images.dhash(luma),
         "thumbnail": images.thumbnail(picture).tobytes(),
         "contrast": quality.contrast,
         "sharpness": quality.sharpness,

@@ -65,8 +65,11 @@ class ModelFacts(NamedTuple):
     weights: str
     has_text: bool
 
-    def numerics(self, params: ModelParams, device: str) -> str:
-        """Name of the vectors it gives: equal numerics, comparable vectors."""
+    def numerics(self, params: ModelParams, device: str, short_side: int) -> str:
+        """Name of the vectors it gives: equal numerics, comparable vectors.
+
+        `short_side` is the scale pictures are decoded at, that of the largest model.
+        """
         return digest(
             {
                 "version": VERSION,
@@ -75,6 +78,7 @@ class ModelFacts(NamedTuple):
                 "geometry": [str(value) for value in self.geometry],
                 "dtype": DTYPES[device],
                 "batch": params.batch,
+                "decoded": short_side,
             }
         )[:20]
 

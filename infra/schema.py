@@ -55,6 +55,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         entropy=pa.int32(),
         informative=pa.bool_(),
     ),
+    # Vectors have their dimension as well, see `tables.vector_rows`; these stand for empty tables.
+    "vectors": _fields(image_id=ID),
+    "texts": _fields(caption_id=ID),
     "captions": _fields(caption_id=ID, text=pa.string()),
     # Every candidate caption of every image that can be used.
     "image_captions": _fields(image_id=ID, caption_id=ID),
@@ -128,8 +131,3 @@ SCHEMAS: dict[str, pa.Schema] = {
         image_id=ID,
     ),
 }
-
-
-def vectors(key: str, dim: int) -> pa.Schema:
-    """Schema of a vector table: `key` (image_id or caption_id) and `vector`, float16[dim]."""
-    return pa.schema([pa.field(key, ID), pa.field("vector", pa.list_(pa.float16(), dim))])

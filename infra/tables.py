@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,7 +25,10 @@ class Shard(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A named list of shards; the rows live in the store."""
+    """A named list of shards; the rows live in the store.
+
+    The name is that of a schema; a dash and the digest of what the rows were made with may follow.
+    """
 
     name: str
     shards: tuple[Shard, ...] = ()
@@ -78,6 +82,12 @@ def write(
     return Table(name, tuple(write_shard(store, part) for part in slices))
 
 
+def write_frame(store: Store, name: str, frame: pl.DataFrame) -> Table:
+    """Write a polars frame as a table of the named schema."""
+    schema = SCHEMAS[name]
+    return write(store, name, frame.select(schema.names).to_arrow().cast(schema))
+
+
 def shards(store: Store, table: Table, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the table shard by shard. Raises PairmillError for a missing or damaged shard."""
     for shard in table.shards:
@@ -89,9 +99,8 @@ def read(store: Store, table: Table, columns: Sequence[str] | None = None) -> pa
     parts = list(shards(store, table, columns))
     if parts:
         return pa.concat_tables(parts)
-    schema = SCHEMAS[table.name] if table.name in SCHEMAS else pa.schema([])
-    empty = schema.empty_table()
-    return empty.select(columns) if columns and table.name in SCHEMAS else empty
+    empty = SCHEMAS[table.name.partition("-")[0]].empty_table()
+    return empty.select(columns) if columns else empty
 
 
 def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
@@ -111,7 +120,12 @@ def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | 
 
 
 def digest(store: Store, table: Table, columns: Sequence[str]) -> str:
-    """SHA-256 of the named columns as canonical rows, whatever their order or sharding."""
+    """SHA-256 of the named columns as canonical rows, whatever their order or sharding.
+
+    With no columns it is the table's name: for tables whose rows follow from their ids and it.
+    """
+    if not columns:
+        return table.name
     rows = (
         list(row)
         for part in shards(store, table, columns)

@@ -139,17 +139,19 @@ def _job(
 ) -> Job:
     limits = Limits(params.min_side, params.max_pixels, params.max_aspect)
     bounds = Bounds(max_chars=corpus_params.max_caption_chars)
-    numerics = {name: facts[name].numerics(models[name], device) for name in models}
+    short_side = max((model.geometry.size for model in facts.values()), default=96)
+    numerics = {name: facts[name].numerics(models[name], device, short_side) for name in models}
     shared = {
         "corpus": build.corpus.uri,
         "limits": list(limits),
         "bounds": list(bounds),
         "models": numerics,
-        "decode": DECODE_VERSION,
+        "decode": [DECODE_VERSION, short_side],
     }
     specs = {name: (models[name], facts[name], numerics[name]) for name in models}
     kin = family("describe", VERSION, shared)
-    return Job(build.corpus, build.store, kin, limits, bounds, specs, device, None, params.threads)
+    stores = (build.corpus, build.store)
+    return Job(*stores, kin, limits, bounds, specs, device, None, params.threads, short_side)
 
 
 class _State:
@@ -160,7 +162,7 @@ class _State:
         self.names = {
             "objects": family("objects", DECODE_VERSION, {"corpus": build.corpus.uri}),
             "headers": family("headers", DECODE_VERSION, {}),
-            "looks": family("looks", DECODE_VERSION, {}),
+            "looks": family("looks", DECODE_VERSION, {"decoded": job.short_side}),
         }
         for name, (_, _, numerics) in job.models.items():
             self.names[f"vectors/{name}"] = numerics
@@ -171,7 +173,7 @@ class _State:
         kind = name.partition("/")[0]
         record = self.build.ledger.newest(f"describe/{kind}", self.names[name])
         if record is None:
-            return Table(f"{kind}-{self.names[name]}" if "/" in name else name)
+            return Table(f"{kind}-{self.names[name]}")
         return Table.from_json(record["tables"]["rows"])
 
     def add(self, name: str, new: list[Shard]) -> None:
@@ -325,14 +327,8 @@ def _add_objects(build: Build, state: _State, shards: list[Shard]) -> pl.DataFra
     )
     lasting = seen.filter(pl.col("rule").is_null() | (pl.col("rule") != "vanished"))
     if lasting.height:
-        state.add("objects", [tables.write_shard(build.store, arrow(lasting, "objects"))])
+        state.add("objects", list(tables.write_frame(build.store, "objects", lasting).shards))
     return seen
-
-
-def arrow(frame: pl.DataFrame, name: str) -> pa.Table:
-    """A polars frame as an Arrow table of the named schema."""
-    schema = SCHEMAS[name]
-    return frame.select(schema.names).to_arrow().cast(schema)
 
 
 def _crash(source: Source, crash: Crash) -> dict[str, Any]:
@@ -358,7 +354,7 @@ def _complete(build: Build, state: _State, job: Job) -> Table | None:
     done = headers.unique()
     for name in ("looks", *(f"vectors/{model}" for model in job.models)):
         done = done.join(state.frame(name, ["image_id"]), on="image_id", how="semi")
-    return tables.write(build.store, "members", arrow(done.sort("image_id"), "members"))
+    return tables.write_frame(build.store, "members", done.sort("image_id"))
 
 
 def _with_file_captions(
@@ -430,7 +426,7 @@ def _described(
     texts = paired.select("caption_id", "text").unique().sort("caption_id")
 
     def write(name: str, frame: pl.DataFrame) -> Table:
-        return tables.write(build.store, name, arrow(frame, name))
+        return tables.write_frame(build.store, name, frame)
 
     return Described(
         objects=write("objects", objects),

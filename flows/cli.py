@@ -1,0 +1,133 @@
+"""The command line: `pairmill run`, `plan`, `report`, `why`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from infra.errors import PairmillError
+
+app = typer.Typer(
+    help="A dataset factory for vision-language training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Config = Annotated[Path, typer.Argument(help="YAML config of the build.", metavar="CONFIG")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key: a.b=value. May be repeated.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="YAML config.")]
+StoreOption = Annotated[str | None, typer.Option("--store", help="URI of the store.")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name of the dataset.")]
+
+
+@app.command()
+def run(
+    config: Config,
+    changes: Changes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one last line of JSON.")] = False,
+) -> None:
+    """Build a dataset and publish it, redoing only what changed."""
+    where: dict[str, str] = {}
+    try:
+        result = _run(config, changes or [], where)
+    except PairmillError as error:
+        _fail(error, as_json, where.get("stage", "config"))
+    except Exception as error:
+        if as_json:
+            line = {"error": f"{type(error).__name__}: {error}", "stage": where.get("stage", "")}
+            print(json.dumps(line), flush=True)
+        raise
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from flows.summary import show
+
+        show(result, Console())
+
+
+def _run(config: Path, changes: list[str], where: dict[str, str]) -> dict[str, Any]:
+    from flows.config import load_config
+
+    parsed = load_config(config, changes)
+    from flows.step import current_stage, prefect_environment
+
+    for name, value in prefect_environment().items():
+        os.environ.setdefault(name, value)
+    from flows.build import build
+
+    try:
+        return build(parsed)
+    finally:
+        where["stage"] = current_stage() or ""
+
+
+def _fail(error: PairmillError, as_json: bool, stage: str) -> None:
+    """Say what went wrong in one line and end with the error's exit status."""
+    Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+    if as_json:
+        print(json.dumps({"error": str(error), "stage": stage}))
+    raise typer.Exit(error.exit_code)
+
+
+@app.command()
+def plan(config: Config, changes: Changes = None) -> None:
+    """Show what the next run would compute, and why. Writes nothing but small tables."""
+    from flows.config import load_config
+    from flows.plan import plan as make_plan
+
+    try:
+        for line in make_plan(load_config(config, changes or [])):
+            print(line)
+    except PairmillError as error:
+        _fail(error, False, "plan")
+
+
+@app.command()
+def report(
+    version: Annotated[str, typer.Argument(help="Number, digest prefix, or latest.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Write the HTML here.")] = None,
+) -> None:
+    """Find the report of a version; with -o, write it to a local file."""
+    from flows.answers import fetch_report
+
+    try:
+        print(fetch_report(version, config, store, dataset, output))
+    except PairmillError as error:
+        _fail(error, False, "report")
+
+
+@app.command()
+def why(
+    name: Annotated[str, typer.Argument(help="Object key, image id or pair id (or a prefix).")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+    version: Annotated[str, typer.Option(help="Number, digest prefix, or latest.")] = "latest",
+) -> None:
+    """Say what became of an object, an image or a pair, and the numbers that decided."""
+    from flows.answers import why as explain
+
+    try:
+        for line in explain(name, version, config, store, dataset):
+            Console().print(Text(line), soft_wrap=True, highlight=False)
+    except PairmillError as error:
+        _fail(error, False, "why")
+
+
+def main() -> None:
+    """Entry point of the `pairmill` command."""
+    app(prog_name="pairmill")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

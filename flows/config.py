@@ -1,0 +1,202 @@
+"""The config of a build: every stage's parameters, read from YAML, checked before any work."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infra.build import Build, Progress, silent
+from infra.cluster import ClusterParams, open_pool
+from infra.errors import ConfigError
+from infra.models import ModelParams
+from infra.store import Location, open_store, overlaps, probe_conditional_writes
+from tasks.deduplicate import DedupParams
+from tasks.describe import DescribeParams
+from tasks.filter_captions import ClipScoreParams
+from tasks.find_neighbours import NeighbourParams, Space
+from tasks.label_pairs import LabelParams
+from tasks.make_records import SplitParams
+from tasks.mine_pairs import PairParams
+from tasks.publish import PublishParams
+from tasks.snapshot import CorpusParams
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+
+
+class StoreParams(Location):
+    """Where features, the ledger and published versions lie."""
+
+    single_writer: bool = Field(
+        False,
+        description="Nobody else writes to this store: needed where the server does not keep "
+        "conditional writes.",
+    )
+
+
+class BuildConfig(BaseModel):
+    """Everything a build depends on. `dataset`, `corpus.uri` and `store.uri` are required."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the dataset in the store."
+    )
+    corpus: CorpusParams
+    store: StoreParams
+    models: dict[Name, ModelParams] = Field(
+        min_length=1, description="Embedding models by a name of your choice."
+    )
+    spaces: dict[Name, Space] = Field(
+        min_length=1, description="Spaces in which neighbours are sought, in the order of turns."
+    )
+    cluster: ClusterParams = ClusterParams()
+    describe: DescribeParams = DescribeParams()
+    dedup: DedupParams = DedupParams()
+    clip_score: ClipScoreParams = ClipScoreParams()
+    neighbours: NeighbourParams = NeighbourParams()
+    pairs: PairParams = PairParams()
+    labels: LabelParams = LabelParams()
+    split: SplitParams = SplitParams()
+    publish: PublishParams = PublishParams()
+
+    @model_validator(mode="after")
+    def _models_exist(self) -> "BuildConfig":
+        uses = {f"spaces.{name}.model": space.model for name, space in self.spaces.items()}
+        uses["clip_score.model"] = self.clip_score.model
+        if self.dedup.near == "cosine":
+            uses["dedup.model"] = self.dedup.model
+        for key, model in uses.items():
+            if model not in self.models:
+                raise ValueError(f"{key} is {model!r}, which is not among models: {[*self.models]}")
+        return self
+
+    def published(self) -> dict[str, Any]:
+        """What a version says of its config: an allow-list, without places, hosts or key names."""
+        data = self.model_dump(mode="json")
+        shown = {
+            key: data[key]
+            for key in (
+                "spaces", "describe", "dedup", "clip_score", "neighbours", "pairs", "split",
+            )
+        }  # fmt: skip
+        shown["describe"].pop("threads")
+        shown["models"] = {
+            name: {"library": m.library, "name": Path(m.name).name} for name, m in self.models.items()
+        }
+        shown["labels"] = {k: v for k, v in data["labels"].items() if k != "endpoint"}
+        if self.labels.endpoint:
+            shown["labels"]["model"] = self.labels.endpoint.model
+        shown["corpus"] = {k: data["corpus"][k] for k in ("licence", "max_caption_chars")}
+        shown["publish"] = {"images": self.publish.images}
+        return shown
+
+
+def load_config(path: Path, changes: Sequence[str] = ()) -> BuildConfig:
+    """The config in a YAML file, with `a.b=value` changes applied.
+
+    Relative paths in the file are relative to it, those in changes to the working directory.
+    Raises ConfigError, in one line, that names the key and the fix.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror}; name a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"config {path}{line} is not YAML; mend that line") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} must be a mapping with dataset, corpus and store")
+    _resolve_paths(data, path.resolve().parent)
+    for change in changes:
+        _apply(data, change)
+    return parse_config(data, str(path))
+
+
+def parse_config(data: dict[str, Any], name: str = "config") -> BuildConfig:
+    """A checked config. Raises ConfigError for the first mistake, in one line."""
+    try:
+        config = BuildConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_first(error)}") from None
+    if overlaps(config.corpus, config.store):
+        raise ConfigError(
+            f"{name}: store.uri and corpus.uri overlap; put the store beside the corpus, not in it"
+        )
+    return config
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake as `key: what is wrong`, with the nearest known key for a typo."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "config"
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+    known = _fields_at(problem["loc"][:-1])
+    close = difflib.get_close_matches(str(problem["loc"][-1]), known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = BuildConfig
+    for part in loc:
+        fields = getattr(model, "model_fields", {})
+        kind = fields[part].annotation if part in fields else model
+        inner = getattr(kind, "__args__", (kind,))
+        model = next((k for k in reversed(inner) if hasattr(k, "model_fields")), kind)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    key, sign, text = change.partition("=")
+    *path, last = key.split(".")
+    if not sign or not all((*path, last)):
+        raise ConfigError(f"--set {change!r}: write it as key.key=value")
+    for part in path:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {key}: {part!r} is a value, not a section")
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value; quote it") from error
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make the paths of a config file absolute: corpus, store, model folders and weights."""
+    places = [(data.get("corpus"), "uri"), (data.get("store"), "uri")]
+    models = data.get("models")
+    for model in models.values() if isinstance(models, dict) else ():
+        places += [(model, "name"), (model, "weights")]
+    for section, key in places:
+        value = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(value, str) or "://" in value or value.startswith(("/", "hf-hub:")):
+            continue
+        if key == "uri" or value.startswith(".") or (folder / value).exists():
+            section[key] = str((folder / value).resolve())
+
+
+@contextmanager
+def open_build(
+    config: BuildConfig, progress: Progress = silent, *, planning: bool = False
+) -> Iterator[Build]:
+    """Open stores and pool for a config; the pool starts when a stage first needs it.
+
+    Raises ConfigError for a store that does not keep conditional writes, unless the config says
+    `store.single_writer: true`.
+    """
+    store = open_store(Location(**config.store.model_dump(exclude={"single_writer"})))
+    corpus = open_store(Location(**{f: getattr(config.corpus, f) for f in Location.model_fields}))
+    remote = store.uri.startswith("s3://")
+    if remote and not config.store.single_writer and not probe_conditional_writes(store):
+        raise ConfigError(
+            f"{store.uri} does not keep conditional writes, so two builds could overwrite each "
+            "other; use another store, or set store.single_writer: true and run one at a time"
+        )
+    with open_pool(config.cluster) as pool:
+        yield Build(corpus, store, pool, progress, planning)

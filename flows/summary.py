@@ -1,0 +1,95 @@
+"""What a run says at its end: for the manifest, for `--json`, and as a table for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from flows.config import BuildConfig
+from infra import tables
+from infra.build import Build
+from tasks.filter_captions import Filtered
+from tasks.find_neighbours import Near
+from tasks.fold_fates import OBJECT_FATES
+from tasks.mine_pairs import Mined
+from tasks.publish import Version
+
+WORK = (
+    "objects_listed",
+    "images_decoded",
+    "images_embedded",
+    "similarities_computed",
+    "labels_requested",
+)
+
+
+def described(
+    build: Build, config: BuildConfig, mined: Mined, fitting: Filtered, near: Near
+) -> dict[str, Any]:
+    """What a manifest says beyond its files: config, calibrated values, and what it cost."""
+    facts = tables.read(build.store, fitting.facts).to_pylist()
+    mining = tables.read(build.store, mined.facts).to_pylist()
+    return {
+        "config": config.published(),
+        "bands": tables.read(build.store, mined.bands).to_pylist(),
+        "clip_score_cut": next((f["value"] for f in facts if f["name"] == "cut"), None),
+        "mining": {fact["name"]: fact["value"] for fact in mining},
+        "members": {name: table.rows for name, table in near.members.items()},
+        "work": {name: build.work[name] for name in WORK},
+        "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
+    }
+
+
+def summary(build: Build, version: Version) -> dict[str, Any]:
+    """What `pairmill run --json` prints."""
+    fates = version.counts["fates"].get("object", {})
+    build.work["objects_listed"] = sum(fates.values())
+    return {
+        "version": version.number,
+        "digest": version.digest,
+        "fresh": version.fresh,
+        "manifest": version.manifest,
+        "report": version.report,
+        "fates": {fate: fates.get(fate, 0) for fate in OBJECT_FATES},
+        "pairs": version.counts["pairs"],
+        "records": version.counts["records"],
+        "work": {name: build.work[name] for name in WORK},
+        "seconds": {stage: round(spent, 2) for stage, spent in build.seconds.items()},
+    }
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """The short table at the end of a run."""
+    grid = RichTable.grid(padding=(0, 4))
+    grid.add_row(_fates(result), _seconds(result))
+    console.print(grid)
+    said = "published" if result["fresh"] else "nothing new: still"
+    console.print(
+        Text(
+            f"{said} version {result['version']} ({result['digest'][:12]}), "
+            f"{result['pairs']} pairs mined, {result['records']} records"
+        )
+    )
+    console.print(Text(f"manifest  {result['manifest']}"), soft_wrap=True)
+    console.print(Text(f"report    {result['report']}"), soft_wrap=True)
+
+
+def _fates(result: Mapping[str, Any]) -> RichTable:
+    table = RichTable("objects", "fate", box=None)
+    table.columns[0].justify = "right"
+    for fate, count in result["fates"].items():
+        if count:
+            table.add_row(f"{count:,}", fate)
+    table.add_row(f"{sum(result['fates'].values()):,}", "in all")
+    return table
+
+
+def _seconds(result: Mapping[str, Any]) -> RichTable:
+    table = RichTable("seconds", "stage", box=None)
+    table.columns[0].justify = "right"
+    for stage, seconds in result["seconds"].items():
+        table.add_row(f"{seconds:.1f}", stage)
+    table.add_row(f"{sum(result['seconds'].values()):.1f}", "in all")
+    return table

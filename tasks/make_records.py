@@ -1,0 +1,122 @@
+"""Make records: pairs with their labels, captions, sources, licences and split, in one table."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from infra import tables
+from infra.build import Build
+from infra.ledger import stage
+from infra.licences import stricter
+from infra.tables import Table
+
+SHARD_ROWS = 100_000
+
+
+class SplitParams(BaseModel):
+    """How records are split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    validation: float = Field(0.05, ge=0, le=0.5, description="Share aimed at for validation.")
+
+
+class Records(NamedTuple):
+    """What a trainer reads, sorted by pair_id; scores are cosines * 10^6."""
+
+    records: Table
+
+
+@stage(
+    version=1,
+    reads={
+        "pairs": ("pair_id", "ties", "negatives"),
+        "labels": ("pair_id", "instructions", "description", "labeller", "model"),
+        "eligible": ("image_id", "caption_id"),
+        "captions": ("caption_id",),
+        "images": ("image_id", "key", "member", "licence"),
+        "survivors": ("image_id", "survivor_id"),
+    },
+)
+def make_records(
+    build: Build,
+    pairs: Table,
+    labels: Table,
+    eligible: Table,
+    captions: Table,
+    images: Table,
+    survivors: Table,
+    params: SplitParams,
+) -> Records:
+    """Join what a record says. The licence of a pair is the stricter one of its two images."""
+
+    def frame(table: Table) -> pl.DataFrame:
+        return pl.DataFrame(tables.read(build.store, table))
+
+    rows = frame(pairs).join(frame(labels), on="pair_id", how="inner")
+    texts = frame(eligible).join(frame(captions), on="caption_id", how="left")
+    about = frame(images).join(texts.select("image_id", "text"), on="image_id", how="left")
+    about = about.select("image_id", "key", "member", "licence", pl.col("text").alias("caption"))
+    for side in ("query", "target"):
+        sided = about.rename({c: f"{side}_{c}" for c in about.columns if c != "image_id"})
+        rows = rows.join(sided.rename({"image_id": side}), on=side, how="left")
+    split = splits(zip(rows["query"], rows["target"], strict=True), params.validation)
+    licences = [
+        stricter(a, b) for a, b in rows.select("query_licence", "target_licence").iter_rows()
+    ]
+    rows = rows.with_columns(
+        pl.Series("licence", licences, pl.String),
+        pl.col("query").replace_strict(split, return_dtype=pl.String).alias("split"),
+    )
+    return Records(_write(build, rows.sort("pair_id")))
+
+
+def _write(build: Build, rows: pl.DataFrame) -> Table:
+    ordered = [
+        "pair_id", "query", "target", "instructions", "description", "negatives", "ties",
+        "query_caption", "target_caption", "query_key", "query_member", "target_key",
+        "target_member", "query_licence", "target_licence", "licence", "labeller", "model", "split",
+    ]  # fmt: skip
+    arrow = rows.select(ordered).to_arrow()
+    plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in arrow.schema])
+    return tables.write(build.store, "records", arrow.cast(plain), SHARD_ROWS)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Types as every Parquet reader knows them, without 64-bit offsets and string views."""
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _plain(f.type)) for f in kind])
+    return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+
+
+def splits(edges: Iterable[tuple[str, str]], validation: float) -> dict[str, str]:
+    """Split of every image that is in a pair: what is connected by pairs stays on one side.
+
+    A component is named by its image of least hash, and that name decides, so it keeps its side
+    as it grows. A component larger than the share aimed at is training data, as a draw could not
+    give it to validation without overshooting.
+    """
+    edges = sorted(set(edges))
+    ids = sorted({image for edge in edges for image in edge})
+    row = {image: at for at, image in enumerate(ids)}
+    heads, tails = [row[a] for a, _ in edges], [row[b] for _, b in edges]
+    graph = coo_array(([1] * len(edges), (heads, tails)), shape=(len(ids), len(ids)))
+    _, labels = connected_components(graph, directed=False)
+    members: dict[int, list[str]] = {}
+    for image, label in zip(ids, labels.tolist(), strict=True):
+        members.setdefault(label, []).append(image)
+    side = {}
+    for label, images in members.items():
+        draw = min(hashlib.sha256(f"split {image}".encode()).hexdigest() for image in images)
+        small = len(images) <= max(2, validation * len(ids))
+        held_out = small and int(draw[-8:], 16) < validation * 2**32
+        side[label] = "validation" if held_out else "train"
+    return {image: side[label] for image, label in zip(ids, labels.tolist(), strict=True)}

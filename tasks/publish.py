@@ -1,0 +1,374 @@
+"""Publish: write a version, its manifest last, and move `latest` by a conditional write."""
+
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra import corpus, tables
+from infra.build import Build
+from infra.canonical import canonical, digest, settings
+from infra.corpus import Source
+from infra.errors import PairmillError, Refused
+from infra.store import Conflict, NotFound, Store
+from infra.tables import Table
+
+TAR_BYTES = 256 << 20
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class GateParams(BaseModel):
+    """What a version must hold before it is published; otherwise the build ends with status 3."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_images: int = Field(0, ge=0, description="Images that survive deduplication and filters.")
+    min_records: int = Field(0, ge=0, description="Records.")
+    max_unreadable: float = Field(1.0, ge=0, le=1, description="Share of unreadable objects.")
+
+
+class PublishParams(BaseModel):
+    """What a version consists of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: bool = Field(False, description="Also write the pictures, as WebDataset tars.")
+    title: str = Field("", max_length=200, description="Title of the dataset card.")
+    gates: GateParams = Field(GateParams(), description="Quality gates.")
+
+
+class Version(NamedTuple):
+    """A published version. `fresh` is false where an older one was the same."""
+
+    number: int
+    digest: str
+    manifest: str
+    report: str
+    fresh: bool
+    counts: dict[str, Any]
+
+
+class Contents(NamedTuple):
+    """The tables that a version is made of."""
+
+    records: Table
+    fates: Table
+    images: Table
+    eligible: Table
+    captions: Table
+    objects: Table
+
+
+def publish(
+    build: Build,
+    dataset: str,
+    contents: Contents,
+    described: Mapping[str, Any],
+    render_report: Callable[[Mapping[str, Any]], bytes],
+    params: PublishParams,
+) -> Version:
+    """Publish a version, or name the latest where nothing differs from it.
+
+    `described` is what the manifest says of the run beyond its files: config (as allowed to be
+    published), models, bands, stages. Raises Refused at a quality gate, PairmillError where
+    another build published meanwhile.
+    """
+    rows, fates = _frame(build, contents.records), _frame(build, contents.fates)
+    value = content_digest(rows, fates)
+    counts = _counts(rows, fates, contents)
+    latest, etag = read_latest(build.store, dataset)
+    config_digest = digest(settings(described["config"]))
+    if latest and latest["digest"] == value and latest["config_digest"] == config_digest:
+        return _named(build, dataset, latest, fresh=False)
+    build.begin("publish", {"records": len(rows)})
+    _gates(counts, params.gates)
+    number = _claim(build.store, dataset)
+    folder = f"datasets/{dataset}/v{number:06d}"
+    manifest: dict[str, Any] = {
+        "dataset": dataset,
+        "version": number,
+        "digest": value,
+        "config_digest": config_digest,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": {"pairmill": package_version("pairmill"), "python": platform.python_version()},
+        "counts": counts,
+        **settings(dict(described)),
+    }
+    files = _Files(build.store, folder)
+    for name, data in _data_files(build, rows, fates, contents, params):
+        files.put(name, data)
+        build.progress("publish", len(files.written), None)
+    files.put("README.md", _card(manifest, params).encode())
+    files.put("report.html", render_report(manifest))
+    manifest["files"] = files.written
+    build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
+    entry = {k: manifest[k] for k in ("dataset", "version", "digest", "config_digest")}
+    _move_latest(build.store, dataset, entry, etag)
+    return _named(build, dataset, entry, fresh=True)
+
+
+def _frame(build: Build, table: Table) -> pl.DataFrame:
+    return pl.DataFrame(tables.read(build.store, table))
+
+
+def content_digest(records: pl.DataFrame, fates: pl.DataFrame) -> str:
+    """SHA-256 over the row hashes of records, then fates, each sorted by id, in canonical JSON."""
+    total = hashlib.sha256()
+    for frame, order in ((records, ["pair_id"]), (fates, ["level", "id"])):
+        if not frame.width or not frame.height:
+            continue
+        for row in frame.sort(order).iter_rows(named=True):
+            total.update(hashlib.sha256(canonical(row)).digest())
+    return total.hexdigest()
+
+
+def _counts(rows: pl.DataFrame, fates: pl.DataFrame, contents: Contents) -> dict[str, Any]:
+    by_level: dict[str, dict[str, int]] = {}
+    for level, fate, count in (
+        fates.group_by("level", "fate").len().sort("level", "fate").iter_rows()
+    ):
+        by_level.setdefault(level, {})[fate] = count
+    return {
+        "objects": sum(by_level.get("object", {}).values()),
+        "images": contents.images.rows,
+        "eligible": contents.eligible.rows,
+        "pairs": sum(n for f, n in by_level.get("pair", {}).items() if f != "reverse_kept"),
+        "records": len(rows),
+        "fates": by_level,
+        "splits": dict(Counter(rows["split"].to_list())) if len(rows) else {},
+        "licences": dict(Counter(rows["licence"].to_list())) if len(rows) else {},
+    }
+
+
+def _gates(counts: Mapping[str, Any], gates: GateParams) -> None:
+    objects = counts["fates"].get("object", {})
+    pictures = sum(objects.values()) - objects.get("metadata", 0) - objects.get("ignored", 0)
+    unreadable = objects.get("unreadable", 0) / max(1, pictures)
+    checks = (
+        ("min_images", counts["eligible"], counts["eligible"] < gates.min_images),
+        ("min_records", counts["records"], counts["records"] < gates.min_records),
+        ("max_unreadable", f"{unreadable:.3f}", unreadable > gates.max_unreadable),
+    )
+    for name, found, failed in checks:
+        if failed:
+            raise Refused(
+                f"quality gate publish.gates.{name} is {getattr(gates, name)}, this build has "
+                f"{found}; nothing was published and latest stays where it was"
+            )
+
+
+class _Files:
+    """Files of one version and their digests."""
+
+    def __init__(self, store: Store, folder: str):
+        self.store, self.folder = store, folder
+        self.written: list[dict[str, Any]] = []
+
+    def put(self, name: str, data: bytes) -> None:
+        self.store.put(f"{self.folder}/{name}", data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.written.append({"name": name, "sha256": sha256, "bytes": len(data)})
+
+
+def _data_files(
+    build: Build, rows: pl.DataFrame, fates: pl.DataFrame, contents: Contents, params: PublishParams
+) -> Iterator[tuple[str, bytes]]:
+    pictures = _pictures(build, rows, contents)
+    for split in ("train", "validation"):
+        part = rows.filter(pl.col("split") == split) if rows.height else rows
+        if part.height:
+            yield f"records/{split}.parquet", _parquet(part)
+    yield "megapairs.jsonl", b"".join(_json_lines(rows))
+    yield "images.parquet", _parquet(pictures)
+    yield "fates.parquet", _parquet(fates)
+    if params.images:
+        yield from _tars(build, pictures, contents)
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _pictures(build: Build, rows: pl.DataFrame, contents: Contents) -> pl.DataFrame:
+    """What is known of each image that a record names."""
+    named = [*rows["query"], *rows["target"], *rows["negatives"].explode()] if len(rows) else []
+    wanted = pl.DataFrame({"image_id": sorted({i for i in named if i})}, {"image_id": pl.String})
+    texts = _frame(build, contents.eligible).join(
+        _frame(build, contents.captions), on="caption_id", how="left"
+    )
+    return (
+        _frame(build, contents.images)
+        .join(wanted, on="image_id", how="semi")
+        .join(
+            texts.select("image_id", "clip_score", pl.col("text").alias("caption")),
+            on="image_id",
+            how="left",
+        )
+        .sort("image_id")
+    )
+
+
+def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
+    """MegaPairs' form: q_img, q_text, t_img, hns; pictures are named by image_id."""
+    for row in rows.iter_rows(named=True):
+        line = {
+            "q_img": row["query"],
+            "q_text": row["instructions"],
+            "t_img": row["target"],
+            "hns": row["negatives"],
+            "pair_id": row["pair_id"],
+            "ties": row["ties"],
+            "captions": [row["query_caption"], row["target_caption"]],
+            "sources": [
+                [row[f"{side}_key"], row[f"{side}_member"]] for side in ("query", "target")
+            ],
+            "licence": row["licence"],
+            "split": row["split"],
+        }
+        yield json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[tuple[str, bytes]]:
+    """The pictures of all records as WebDataset tars: `<image_id>.<type>` and `.json`."""
+    places = sources(_frame(build, contents.objects))
+    filled = pictures.with_columns(number=pl.col("bytes").cum_sum() // TAR_BYTES)
+    for (number,), part in filled.group_by("number", maintain_order=True):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for row in part.iter_rows(named=True):
+                _add_picture(tar, row, corpus.fetch(build.corpus, places[row["image_id"]]))
+        yield f"images/{number:05d}.tar", buffer.getvalue()
+
+
+def _add_picture(tar: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:
+    if hashlib.sha256(data).hexdigest() != row["image_id"]:
+        raise PairmillError(
+            f"{row['key']} changed while the build ran; run it again to publish the new picture"
+        )
+    about = {k: row[k] for k in ("key", "member", "caption", "licence", "width", "height")}
+    _add(tar, f"{row['image_id']}.{row['format'].lower()}", data)
+    _add(tar, f"{row['image_id']}.json", canonical(about))
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def sources(objects: pl.DataFrame) -> dict[str, Source]:
+    """Where the bytes of each image are: its first object by key."""
+    rows = objects.filter(pl.col("image_id").is_not_null()).sort("key", "member", nulls_last=False)
+    return {
+        row["image_id"]: Source(
+            row["key"],
+            "loose" if row["member"] is None else "tar" if ".tar" in row["key"] else "parquet",
+            row["stamp"],
+            row["size"],
+            (),
+            row["member"],
+            row["offset"],
+        )
+        for row in rows.unique("image_id", keep="first", maintain_order=True).iter_rows(named=True)
+    }
+
+
+def _card(manifest: Mapping[str, Any], params: PublishParams) -> str:
+    """The dataset card, with the metadata block that Hugging Face reads."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, autoescape=False,
+    )  # fmt: skip
+    return environment.get_template("card.md").render(m=manifest, title=params.title)
+
+
+def read_latest(store: Store, dataset: str) -> tuple[dict[str, Any] | None, str | None]:
+    """What `latest` says, and its etag; (None, None) before the first version."""
+    key = f"datasets/{dataset}/latest.json"
+    try:
+        etag = store.head(key).etag
+        return json.loads(store.get(key)), etag
+    except NotFound:
+        return None, None
+
+
+def _claim(store: Store, dataset: str) -> int:
+    """Take the next free version number; a number whose build died stays unused."""
+    prefix = f"datasets/{dataset}/v"
+    taken = {stat.key[len(prefix) :].split("/")[0] for stat in store.list(prefix)}
+    number = max((int(name) for name in taken if name.isdigit()), default=0) + 1
+    while True:
+        try:
+            store.put(f"{prefix}{number:06d}/claim", b"", if_absent=True)
+            return number
+        except Conflict:
+            number += 1
+
+
+def _move_latest(store: Store, dataset: str, entry: Mapping[str, Any], etag: str | None) -> None:
+    key = f"datasets/{dataset}/latest.json"
+    try:
+        store.put(key, canonical(dict(entry)), if_match=etag, if_absent=etag is None)
+    except Conflict:
+        now, etag = read_latest(store, dataset)
+        if now and now["digest"] == entry["digest"]:
+            return
+        raise PairmillError(
+            f"another build published version {now['version'] if now else '?'} of {dataset} "
+            f"meanwhile; version {entry['version']} is complete but latest does not name it, "
+            "run again to publish on top"
+        ) from None
+
+
+def _named(build: Build, dataset: str, entry: Mapping[str, Any], *, fresh: bool) -> Version:
+    folder = f"datasets/{dataset}/v{entry['version']:06d}"
+    manifest = json.loads(build.store.get(f"{folder}/manifest.json"))
+    return Version(
+        entry["version"],
+        entry["digest"],
+        f"{build.store.uri}/{folder}/manifest.json",
+        f"{build.store.uri}/{folder}/report.html",
+        fresh,
+        manifest["counts"],
+    )
+
+
+def find_version(store: Store, dataset: str, name: str) -> dict[str, Any]:
+    """The manifest of a version by number, digest prefix or `latest`. Raises PairmillError."""
+    latest, _ = read_latest(store, dataset)
+    if latest is None:
+        raise PairmillError(
+            f"{store.uri} has no published version of {dataset!r}; run a build first"
+        )
+    if name == "latest":
+        name = str(latest["version"])
+    prefix = f"datasets/{dataset}/v"
+    manifests = [s.key for s in store.list(prefix) if s.key.endswith("/manifest.json")]
+    for key in sorted(manifests, reverse=True):
+        number = int(key[len(prefix) :].split("/")[0])
+        if name.isdigit() and len(name) < 8 and number != int(name):
+            continue
+        manifest: dict[str, Any] = json.loads(store.get(key))
+        if (name.isdigit() and number == int(name)) or manifest["digest"].startswith(name):
+            return manifest
+    raise PairmillError(
+        f"{dataset!r} has no version {name!r}; versions: {_numbers(manifests, prefix)}"
+    )
+
+
+def _numbers(keys: Iterable[str], prefix: str) -> str:
+    return ", ".join(str(int(key[len(prefix) :].split("/")[0])) for key in sorted(keys)) or "none"
