@@ -1,0 +1,1 @@
+"""The ground: settings, object storage, schema, tables, ledger, cluster, models."""
