@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -34,14 +34,13 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one last line of JSON.")] = False,
 ) -> None:
     """Build a dataset and publish it, redoing only what changed."""
-    where: dict[str, str] = {}
     try:
-        result = _run(config, changes or [], where)
+        result = _run(config, changes or [])
     except PairmillError as error:
-        _fail(error, as_json, where.get("stage", "config"))
+        _fail(error, as_json)
     except Exception as error:
         if as_json:
-            line = {"error": f"{type(error).__name__}: {error}", "stage": where.get("stage", "")}
+            line = {"error": f"{type(error).__name__}: {error}", "stage": _stage_of(error)}
             print(json.dumps(line), flush=True)
         raise
     if as_json:
@@ -52,27 +51,27 @@ def run(
         show(result, Console())
 
 
-def _run(config: Path, changes: list[str], where: dict[str, str]) -> dict[str, Any]:
+def _run(config: Path, changes: list[str]) -> dict[str, Any]:
     from flows.config import load_config
+    from flows.environment import prefect_environment
 
     parsed = load_config(config, changes)
-    from flows.step import current_stage, prefect_environment
-
     for name, value in prefect_environment().items():
         os.environ.setdefault(name, value)
     from flows.build import build
 
-    try:
-        return build(parsed)
-    finally:
-        where["stage"] = current_stage() or ""
+    return build(parsed)
 
 
-def _fail(error: PairmillError, as_json: bool, stage: str) -> None:
+def _stage_of(error: Exception) -> str:
+    return getattr(error, "stage", "config")
+
+
+def _fail(error: PairmillError, as_json: bool = False) -> NoReturn:
     """Say what went wrong in one line and end with the error's exit status."""
     Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
     if as_json:
-        print(json.dumps({"error": str(error), "stage": stage}))
+        print(json.dumps({"error": str(error), "stage": _stage_of(error)}))
     raise typer.Exit(error.exit_code)
 
 
@@ -86,7 +85,7 @@ def plan(config: Config, changes: Changes = None) -> None:
         for line in make_plan(load_config(config, changes or [])):
             print(line)
     except PairmillError as error:
-        _fail(error, False, "plan")
+        _fail(error)
 
 
 @app.command()
@@ -103,7 +102,7 @@ def report(
     try:
         print(fetch_report(version, config, store, dataset, output))
     except PairmillError as error:
-        _fail(error, False, "report")
+        _fail(error)
 
 
 @app.command()
@@ -121,7 +120,7 @@ def why(
         for line in explain(name, version, config, store, dataset):
             Console().print(Text(line), soft_wrap=True, highlight=False)
     except PairmillError as error:
-        _fail(error, False, "why")
+        _fail(error)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -101,6 +102,30 @@ def looks_like_image(head: bytes) -> bool:
     return head.startswith(
         (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
     ) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def sources(objects: pl.DataFrame) -> dict[str, Source]:
+    """Where the bytes of each image are: its first object by key."""
+    rows = objects.filter(pl.col("image_id").is_not_null()).sort("key", "member", nulls_last=False)
+    return {
+        row["image_id"]: Source(
+            row["key"],
+            kind_of(row["key"], row["member"]),
+            row["stamp"],
+            row["size"],
+            (),
+            row["member"],
+            row["offset"],
+        )
+        for row in rows.unique("image_id", keep="first", maintain_order=True).iter_rows(named=True)
+    }
+
+
+def kind_of(key: str, member: str | None) -> str:
+    """The kind of source an object row came from."""
+    if member is None:
+        return "loose"
+    return "parquet" if extension(key) == ".parquet" else "tar"
 
 
 def read(store: Store, sources: Iterable[Source], bounds: Bounds) -> Iterator[Item]:

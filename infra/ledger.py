@@ -77,12 +77,16 @@ def family(name: str, version: int, params: Any) -> str:
 
 
 def stage(
-    version: int, reads: Mapping[str, Sequence[str]]
+    version: int,
+    reads: Mapping[str, Sequence[str]],
+    meaning: Callable[[Any], Any] = lambda params: params,
+    is_final: Callable[[Any, Any], bool] = lambda outputs, build: True,
 ) -> Callable[[Callable[..., Outputs]], Callable[..., Outputs]]:
     """Make `fn(build, *tables, params) -> NamedTuple of Tables` do its work once per key.
 
     `reads` names, for each table argument, the columns its key covers; an argument may also be a
-    mapping of tables. The wrapped function gains `.stage` (name), `.version` and `.reads`.
+    mapping of tables. `meaning` gives what of the parameters affects the result; a result that is
+    not `is_final` is returned, not recorded. The function gains `.stage`, `.version`, `.reads`.
     """
 
     def wrap(fn: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -94,7 +98,7 @@ def stage(
             bound = signature.bind(build, *args, **kwargs)
             bound.apply_defaults()
             inputs = bound.arguments
-            kin = family(name, version, inputs["params"])
+            kin = family(name, version, meaning(inputs["params"]))
             key = digest({arg: _digest(build.store, inputs[arg], reads[arg]) for arg in reads})
             outputs = get_type_hints(fn)["return"]
             record = build.ledger.find(name, kin, key)
@@ -102,7 +106,8 @@ def stage(
                 return outputs(**_tables(record["tables"]))
             build.begin(name, inputs)
             result = fn(*bound.args, **bound.kwargs)
-            build.ledger.write(name, kin, key, {"tables": _json(result._asdict())})
+            if is_final(result, build):
+                build.ledger.write(name, kin, key, {"tables": _json(result._asdict())})
             return result
 
         run.stage, run.version, run.reads = name, version, dict(reads)  # type: ignore[attr-defined]

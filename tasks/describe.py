@@ -236,7 +236,7 @@ def _lacking(state: _State, job: Job, known: pl.DataFrame) -> list[tuple[tuple[s
         for key, member, stamp, offset, size in frame.select(
             "key", "member", "stamp", "offset", "size"
         ).iter_rows():
-            kind = "loose" if member is None else "parquet" if key.endswith(".parquet") else "tar"
+            kind = corpus.kind_of(key, member)
             source = Source(key, kind, stamp, size, (), member, offset)
             needs.setdefault(source, []).append(name)
     return [(tuple(names), source) for source, names in needs.items()]

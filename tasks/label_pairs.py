@@ -3,15 +3,21 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import instructions, mllm
+from infra import corpus, instructions, mllm, pictures, tables
+from infra.build import Build
 from infra.canonical import digest, settings
+from infra.cluster import Crash
+from infra.errors import PairmillError
+from infra.ledger import stage
+from infra.tables import Table
 
 VERSION = 1
 PROMPTS = Path(__file__).parent / "prompts"
@@ -174,6 +180,95 @@ def _digest_of_files(calls: str) -> str:
     }
     texts = [(PROMPTS / f"{name}.jinja").read_text("utf-8") for name in names[calls]]
     return digest(texts)
+
+
+class LabelTables(NamedTuple):
+    """Labels of pairs, and pairs without one."""
+
+    labels: Table
+    drops: Table
+
+
+def _is_final(found: LabelTables, build: Build) -> bool:
+    """An endpoint that failed billed nothing: such a pair is asked for again by the next run."""
+    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
+    return "endpoint_error" not in rules
+
+
+@stage(
+    version=VERSION,
+    reads={"pairs": ("pair_id",), "eligible": ("image_id", "caption_id"), "captions": ()},
+    meaning=meaning,
+    is_final=_is_final,
+)
+def label_pairs(
+    build: Build,
+    pairs: Table,
+    eligible: Table,
+    captions: Table,
+    objects: Table,
+    params: LabelParams,
+) -> LabelTables:
+    """Label every pair or say why not. All calls are made here, in one asynchronous process.
+
+    Raises infra.mllm.EndpointUnavailable where the endpoint of `mllm` has never answered.
+    """
+    texts = pl.DataFrame(tables.read(build.store, eligible)).join(
+        pl.DataFrame(tables.read(build.store, captions)), on="caption_id", how="left"
+    )
+    caption = dict(texts.select("image_id", "text").iter_rows())
+    mined = pl.DataFrame(tables.read(build.store, pairs, ["pair_id", "query", "target"]))
+    asked = [PairText(p, q, t, caption.get(q), caption.get(t)) for p, q, t in mined.iter_rows()]
+    if params.labeller == "captions":
+        found = label_by_captions(asked)
+        build.progress("label_pairs", len(asked), len(asked))
+    else:
+        images = _prepared(build, asked, objects, params.max_pixels)
+        progress = partial(build.progress, "label_pairs")
+        found = asyncio.run(label_by_mllm(asked, images, params, progress))
+    build.work["labels_requested"] += found.requested
+    return _as_tables(build, found)
+
+
+def _as_tables(build: Build, found: Labelled) -> LabelTables:
+    labels = [{**row._asdict(), "instructions": list(row.instructions)} for row in found.labels]
+    # What a server said of a failure may differ from call to call, and fates are hashed.
+    drops = [
+        {
+            "level": "pair",
+            "id": row.pair_id,
+            "stage": "label_pairs",
+            "rule": row.rule,
+            "detail": row.detail if row.rule in ("no_caption", "captions_say_nothing") else None,
+        }
+        for row in found.drops
+    ]
+    return LabelTables(
+        tables.write(build.store, "labels", labels), tables.write(build.store, "drops", drops)
+    )
+
+
+def _prepared(
+    build: Build, pairs: Sequence[PairText], objects: Table, max_pixels: int
+) -> Callable[[str], bytes]:
+    """Have workers resize the pictures of all pairs; returns what reads one of them."""
+    places = corpus.sources(pl.DataFrame(tables.read(build.store, objects)))
+    wanted = sorted({image for pair in pairs for image in (pair.query, pair.target)})
+    rows = [(image, places[image]) for image in wanted]
+    shards = [tuple(rows[at : at + 250]) for at in range(0, len(rows), 250)]
+    work = partial(pictures.prepare, (build.corpus, build.store, max_pixels))
+    found: dict[str, pictures.Place] = {}
+    for _, result in build.pool.map(work, shards):
+        if isinstance(result, Crash):
+            raise PairmillError(f"resizing pictures ended its worker: {result.reason}; run again")
+        found |= {image: pictures.Place(*place) for image, place in result.items()}
+        build.progress("prepare pictures", len(found), len(rows))
+
+    def image(image_id: str) -> bytes:
+        place = found[image_id]
+        return build.store.get(place.key, place.offset, place.length)
+
+    return image
 
 
 def label_by_captions(pairs: Sequence[PairText]) -> Labelled:

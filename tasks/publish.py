@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra import corpus, tables
 from infra.build import Build
 from infra.canonical import canonical, digest, settings
-from infra.corpus import Source
 from infra.errors import PairmillError, Refused
 from infra.store import Conflict, NotFound, Store
 from infra.tables import Table
@@ -244,7 +243,7 @@ def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
 
 def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[tuple[str, bytes]]:
     """The pictures of all records as WebDataset tars: `<image_id>.<type>` and `.json`."""
-    places = sources(_frame(build, contents.objects))
+    places = corpus.sources(_frame(build, contents.objects))
     filled = pictures.with_columns(number=pl.col("bytes").cum_sum() // TAR_BYTES)
     for (number,), part in filled.group_by("number", maintain_order=True):
         buffer = io.BytesIO()
@@ -268,23 +267,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-def sources(objects: pl.DataFrame) -> dict[str, Source]:
-    """Where the bytes of each image are: its first object by key."""
-    rows = objects.filter(pl.col("image_id").is_not_null()).sort("key", "member", nulls_last=False)
-    return {
-        row["image_id"]: Source(
-            row["key"],
-            "loose" if row["member"] is None else "tar" if ".tar" in row["key"] else "parquet",
-            row["stamp"],
-            row["size"],
-            (),
-            row["member"],
-            row["offset"],
-        )
-        for row in rows.unique("image_id", keep="first", maintain_order=True).iter_rows(named=True)
-    }
 
 
 def _card(manifest: Mapping[str, Any], params: PublishParams) -> str:
