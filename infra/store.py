@@ -131,6 +131,7 @@ def open_store(location: Location) -> Store:
         from infra.s3 import S3Store
 
         _check_endpoint(location.endpoint)
+        _warn_of_plain_http(location.endpoint)
         bucket, prefix = _bucket_and_prefix(rest)
         return S3Store(location, bucket, prefix)
     from infra.folder import FolderStore
@@ -139,13 +140,18 @@ def open_store(location: Location) -> Store:
 
 
 def overlaps(a: Location, b: Location) -> bool:
-    """Whether one location lies inside the other, symbolic links resolved."""
+    """Whether one location lies inside the other, symbolic links resolved.
+
+    Raises ConfigError as `open_store` does.
+    """
     (scheme_a, rest_a), (scheme_b, rest_b) = _split(a.uri), _split(b.uri)
     if (scheme_a == "s3") != (scheme_b == "s3"):
         return False
     if scheme_a != "s3":
         one, two = _folder(scheme_a, rest_a), _folder(scheme_b, rest_b)
         return one.is_relative_to(two) or two.is_relative_to(one)
+    _check_endpoint(a.endpoint)
+    _check_endpoint(b.endpoint)
     (bucket_a, prefix_a), (bucket_b, prefix_b) = map(_bucket_and_prefix, (rest_a, rest_b))
     if (_server(a.endpoint), bucket_a) != (_server(b.endpoint), bucket_b):
         return False
@@ -266,7 +272,12 @@ def _check_endpoint(endpoint: str | None) -> None:
             "endpoint carries credentials or a query: leave https://host:port, and put "
             "credentials into the environment or an AWS profile"
         )
-    if parts.scheme == "http" and host not in LOOPBACK:
+
+
+def _warn_of_plain_http(endpoint: str | None) -> None:
+    parts = urlsplit(endpoint or "")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        host = parts.hostname
         log.warning("endpoint http://%s is not encrypted: use https:// on a shared network", host)
 
 

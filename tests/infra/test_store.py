@@ -288,6 +288,8 @@ def test_a_bad_endpoint_is_a_config_error_that_keeps_secrets(endpoint: str) -> N
     with pytest.raises(ConfigError, match="endpoint") as caught:
         open_store(Location(uri="s3://bucket", endpoint=endpoint))
     assert "hunt" not in str(caught.value)
+    with pytest.raises(ConfigError, match="endpoint"):
+        overlaps(Location(uri="s3://bucket", endpoint=endpoint), Location(uri="s3://other"))
 
 
 def test_plain_http_warns_beyond_loopback(caplog: pytest.LogCaptureFixture) -> None:
