@@ -1,0 +1,1 @@
+"""Recipes: what runs, in which order, as Prefect flows, and the command line."""
