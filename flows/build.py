@@ -24,7 +24,7 @@ from tasks.report import render
 from tasks.snapshot import snapshot
 
 
-@flow(name="build", flow_run_name="{config.dataset}", validate_parameters=True)
+@flow(name="build", flow_run_name="{config.dataset}")
 def build(config: BuildConfig) -> dict[str, Any]:
     """Build a dataset from a bucket of images, redoing only what changed."""
     with reporter() as progress, open_build(config, progress) as run:
@@ -33,49 +33,37 @@ def build(config: BuildConfig) -> dict[str, Any]:
 
 def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     """The stages in order. Each is skipped where the ledger has its result."""
+    listed = step(snapshot)(run, config.corpus)
+    seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
+    images, captions, vectors, texts = seen.images, seen.captions, seen.vectors, seen.texts
     clip = config.clip_score.model
 
-    listed = step(snapshot)(run, config.corpus)
-    seen = step(describe)(
-        run, listed.listing, listed.file_captions, config.corpus, config.models, config.describe
-    )
-    check_model(clip, seen.texts)
+    check_model(clip, texts)
     aligned = step(align_captions)(
-        run, seen.images, seen.image_captions, seen.vectors[clip], seen.texts[clip],
-        AlignParams(model=clip),
-    )
-    unique = step(deduplicate)(
-        run, seen.images, seen.looks, aligned.aligned, seen.captions, seen.vectors, config.dedup
-    )
+        run, images, seen.image_captions, vectors[clip], texts[clip], AlignParams(model=clip)
+    ).aligned
+    unique = step(deduplicate)(run, images, seen.looks, aligned, captions, vectors, config.dedup)
+    survivors = unique.survivors
     fitting = step(filter_captions)(
-        run, aligned.aligned, unique.survivors, seen.vectors[clip], seen.texts[clip],
-        config.clip_score,
+        run, aligned, survivors, vectors[clip], texts[clip], config.clip_score
     )
+    eligible = fitting.eligible
+
     near = step(find_neighbours)(
-        run, fitting.eligible, seen.vectors, seen.texts,
-        search_params(config.neighbours, config.spaces),
+        run, eligible, vectors, texts, search_params(config.neighbours, config.spaces)
     )
     mined = step(mine_pairs)(
-        run, fitting.eligible, near.members, near.lists, seen.vectors, seen.texts,
-        mining_params(config.pairs, config.spaces),
+        run, eligible, *near, vectors, texts, mining_params(config.pairs, config.spaces)
     )
-    labelled = step(label_pairs)(
-        run, mined.pairs, fitting.eligible, seen.captions, seen.objects, config.labels
-    )
-    made = step(make_records)(
-        run, mined.pairs, labelled.labels, fitting.eligible, seen.captions, seen.images,
-        unique.survivors, config.split,
-    )
-    drops = [s.drops for s in (listed, seen, unique, fitting, mined, labelled)]
-    folded = step(fold_fates)(
-        run, seen.objects, seen.images, mined.pairs, labelled.labels, drops
-    )
-    contents = Contents(
-        made.records, folded.fates, seen.images, fitting.eligible, seen.captions, seen.objects
-    )
-    version = step(publish)(
-        run, config.dataset, contents, described(run, config, mined, fitting, near),
-        partial(render, run, contents, unique.survivors, fitting.facts, near.lists, mined.bands),
-        config.publish,
-    )
+    labelled = step(label_pairs)(run, mined.pairs, eligible, captions, seen.objects, config.labels)
+
+    records = step(make_records)(
+        run, mined.pairs, labelled.labels, eligible, captions, images, survivors, config.split
+    ).records
+    drops = [stage.drops for stage in (listed, seen, unique, fitting, mined, labelled)]
+    fates = step(fold_fates)(run, seen.objects, images, mined.pairs, labelled.labels, drops).fates
+    contents = Contents(records, fates, images, eligible, captions, seen.objects)
+    report = partial(render, run, contents, survivors, fitting.facts, near.lists, mined.bands)
+    about = described(run, config, mined, fitting, near)
+    version = step(publish)(run, config.dataset, contents, about, report, config.publish)
     return summary(run, version)

@@ -53,7 +53,7 @@ def run(
 
 def _run(config: Path, changes: list[str]) -> dict[str, Any]:
     from flows.config import load_config
-    from flows.environment import prefect_environment
+    from flows.step import prefect_environment
 
     parsed = load_config(config, changes)
     for name, value in prefect_environment().items():

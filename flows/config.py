@@ -40,7 +40,7 @@ class StoreParams(Location):
 class BuildConfig(BaseModel):
     """Everything a build depends on. `dataset`, `corpus.uri` and `store.uri` are required."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     dataset: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the dataset in the store."
@@ -85,7 +85,8 @@ class BuildConfig(BaseModel):
         }  # fmt: skip
         shown["describe"].pop("threads")
         shown["models"] = {
-            name: {"library": m.library, "name": Path(m.name).name} for name, m in self.models.items()
+            name: {"library": m.library, "name": Path(m.name).name}
+            for name, m in self.models.items()
         }
         shown["labels"] = {k: v for k, v in data["labels"].items() if k != "endpoint"}
         if self.labels.endpoint:
@@ -123,6 +124,11 @@ def parse_config(data: dict[str, Any], name: str = "config") -> BuildConfig:
         config = BuildConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{name}: {_first(error)}") from None
+    for section in ("corpus", "store"):
+        try:
+            open_store(getattr(config, section))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {section}: {error}") from None
     if overlaps(config.corpus, config.store):
         raise ConfigError(
             f"{name}: store.uri and corpus.uri overlap; put the store beside the corpus, not in it"
@@ -175,7 +181,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         places += [(model, "name"), (model, "weights")]
     for section, key in places:
         value = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(value, str) or "://" in value or value.startswith(("/", "hf-hub:")):
+        if not isinstance(value, str) or value.startswith(("/", "~")) or ":" in value:
             continue
         if key == "uri" or value.startswith(".") or (folder / value).exists():
             section[key] = str((folder / value).resolve())

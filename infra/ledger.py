@@ -40,7 +40,10 @@ class Ledger:
     def newest(self, stage: str, family: str) -> dict[str, Any] | None:
         """The record of a family that was written last, or None."""
         prefix = f"ledger/{stage}/{family}/"
-        records = [s for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
+        try:
+            records = [s for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
+        except NotFound:
+            return None
         if not records:
             return None
         return self._load(max(records, key=lambda s: (s.mtime, s.key)).key)

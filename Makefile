@@ -1,0 +1,31 @@
+# Everything a newcomer needs: make sample, make test. Only make and Python 3.11+ are assumed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: sample test lint docs clean
+
+sample: $(INSTALLED)
+	@$(BIN)/pairmill run sample/config.yaml
+
+test: $(INSTALLED)
+	@$(BIN)/pytest
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: $(INSTALLED)
+	@$(BIN)/python docs/generate.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about 5.5 GB, a minute or two on a fast line"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pairmill needs Python 3.11 or newer; set PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) sample/out
