@@ -1,4 +1,4 @@
-"""Arrow schemas of every table, by name. Ids are SHA-256 in hex, scores are integers (cos * 10^6)."""
+"""Arrow schemas of every table. Ids are SHA-256 in hex, scores are integers (cos * 10^6)."""
 
 import pyarrow as pa
 
@@ -73,7 +73,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         licence=pa.string(),
     ),
     "aligned": _fields(image_id=ID, caption_id=ID, clip_score=SCORE),
-    "survivors": _fields(image_id=ID, survivor_id=ID, distance=pa.int32(), score=SCORE),
+    "survivors": _fields(image_id=ID, survivor_id=ID, distance=pa.int32(), likeness=SCORE),
     "eligible": _fields(image_id=ID, caption_id=ID, clip_score=SCORE),
     "members": _fields(image_id=ID),
     # Row i of the lists belongs to row i of the members; neighbours are row numbers, best first.

@@ -74,7 +74,7 @@ def deduplicate(
         survivor = _by_cosine(build, rows, vectors[params.model], confirm, params)
     else:
         survivor = np.arange(rows.height)
-    return _written(build, rows, survivor, params)
+    return _written(build, rows, survivor)
 
 
 def _in_order(
@@ -110,13 +110,19 @@ def _caption_check(rows: pl.DataFrame, params: DedupParams) -> Confirm:
 
 
 def _by_hash(rows: pl.DataFrame, confirm: Confirm) -> np.ndarray:
-    raise NotImplementedError
+    thumbnails = _thumbnails(rows)
+    hashes = likeness.hashes(rows["phash"].to_numpy(), thumbnails)
+
+    def related(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return likeness.alike(thumbnails, i, j) & confirm(i, j)
+
+    return hamming.survivors(hashes, related, likeness.RADIUS)
 
 
 def _by_cosine(
     build: Build, rows: pl.DataFrame, vectors: Table, confirm: Confirm, params: DedupParams
 ) -> np.ndarray:
-    """SemDeDup's role (Abbas et al. 2023, arXiv 2303.09540), by exact search and not by clusters."""
+    """SemDeDup's role (Abbas et al. 2023, arXiv 2303.09540), by exact search, without clusters."""
     ids, matrix = tables.gather(build.store, vectors, rows["image_id"].to_list())
     matrix = matrix[np.searchsorted(np.array(ids), rows["image_id"].to_numpy())]
     least = round(params.cosine * 1e6)
@@ -138,23 +144,23 @@ def _by_cosine(
     return survivor
 
 
-def _written(
-    build: Build, rows: pl.DataFrame, survivor: np.ndarray, params: DedupParams
-) -> Unique:
+def _written(build: Build, rows: pl.DataFrame, survivor: np.ndarray) -> Unique:
     ids = rows["image_id"].to_numpy()
     hashes = rows["phash"].to_numpy()
-    thumbnails = _thumbnails(rows)
     lost = survivor != np.arange(len(ids))
     distance = np.bitwise_count(hashes ^ hashes[survivor]).astype(np.int32)
-    score = likeness.likeness(thumbnails, thumbnails[survivor])
-    frame = pl.DataFrame(
-        {
-            "image_id": ids,
-            "survivor_id": ids[survivor],
-            "distance": distance,
-            "score": score.astype(np.int32),
-        }
-    ).sort("image_id")
+    thumbnails = _thumbnails(rows)
+    like = np.full(len(ids), 1_000_000, np.int32)
+    if lost.any():
+        pair = (likeness.prepare(thumbnails[part]) for part in (lost, survivor[lost]))
+        like[lost] = likeness.likeness(*pair)
+    columns = {
+        "image_id": ids,
+        "survivor_id": ids[survivor],
+        "distance": distance,
+        "likeness": like,
+    }
+    frame = pl.DataFrame(columns).sort("image_id")
     drops = [
         {
             "level": "image",
