@@ -13,8 +13,9 @@ from infra.errors import ConfigError
 from infra.ledger import stage
 from infra.tables import Table
 
-# exp() terms are summed as integers of 2^-40, so that the sum has one value in any order.
-UNIT = float(1 << 40)
+# exp() terms, 1 at most, are summed as integers of 2^-36, so that the sum of up to 2^17 of them
+# has one value in any order.
+UNIT = float(1 << 36)
 
 
 class ClipScoreParams(BaseModel):
@@ -59,7 +60,7 @@ class Filtered(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "aligned": ("image_id", "caption_id", "clip_score"),
         "survivors": ("image_id", "survivor_id"),
@@ -136,18 +137,25 @@ def _values(
 
 def _log_sums(rows: np.ndarray, references: np.ndarray, temperature: float) -> np.ndarray:
     """log(mean(exp(cos / tau))) of each row over the references, float64[n]."""
-    unit_references = _unit(references).T
-    sums = np.zeros(len(rows))
+    wide_references, lengths = _wide(references)
+    sums = np.empty(len(rows))
     for at in range(0, len(rows), 4096):
-        cosines = np.rint(_unit(rows[at : at + 4096]) @ unit_references * 1e6) / 1e6
-        terms = np.rint(np.exp((cosines - 1) / temperature) * UNIT)
-        sums[at : at + 4096] = terms.sum(axis=1)
-    return np.log(np.maximum(sums, 1) / UNIT / len(references)) + 1 / temperature
+        wide, own = _wide(rows[at : at + 4096])
+        # Sums of products of float16 are exact in float64, see `neighbours.scores`.
+        cosines = np.rint(wide @ wide_references.T / np.outer(own, lengths) * 1e6) / 1e6
+        # Cosines of image and caption may all be far below 1: only the largest is a safe shift.
+        largest = cosines.max(axis=1)
+        terms = np.rint(np.exp((cosines - largest[:, None]) / temperature) * UNIT)
+        mean = terms.sum(axis=1) / UNIT / len(references)
+        sums[at : at + 4096] = np.log(mean) + largest / temperature
+    return sums
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _wide(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors in float64 and their lengths, 1 for the zero vector: its cosine is 0."""
     wide = vectors.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    return wide, np.where(lengths > 0, lengths, 1)
 
 
 def _cut(values: np.ndarray, params: ClipScoreParams) -> int:
@@ -157,7 +165,8 @@ def _cut(values: np.ndarray, params: ClipScoreParams) -> int:
         return math.ceil(round(params.threshold * 1e6, 3))
     if params.keep == "all" or not len(values):
         return int(values.min()) if len(values) else 0
-    kept = max(1, math.ceil(len(values) * params.fraction))
+    # Rounded first: 0.07 of 100 is 7.000000000000001 in floats.
+    kept = max(1, math.ceil(round(len(values) * params.fraction, 6)))
     return int(np.sort(values)[len(values) - kept])
 
 
