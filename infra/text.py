@@ -1,0 +1,47 @@
+"""Untrusted text made harmless to show: one line, nothing hidden, a bounded length."""
+
+import re
+import unicodedata
+
+# CSI and OSC sequences with their parameters, then any other escape and the character after it.
+ANSI = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*"
+    r"(?:\x07|\x1b\\|\x9c)?|\x1b."
+)
+# Joiners are format characters too, but Persian, Indic scripts and emoji are not readable without.
+JOINERS = "\u200c\u200d"
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#!&~$:@^=])|(?<=www)(\.)|^(?=[-+])|^(\d+)(?=[.)])")
+ELLIPSIS = "\u2026"
+
+
+def plain(text: str, limit: int = 500) -> str:
+    """One line of `limit` characters at most, as a reader sees it and a terminal cannot obey it.
+
+    Drops ANSI sequences, control characters and those that turn the direction of text; breaks of
+    lines become blanks, lone surrogates U+FFFD.
+    """
+    # Four times the limit: what is dropped may not cost time without bound either.
+    cut = text[: 4 * limit]
+    shown = "".join(map(_character, ANSI.sub("", cut))).strip()
+    if len(shown) > limit or len(cut) < len(text):
+        return shown[: limit - 1].rstrip() + ELLIPSIS
+    return shown
+
+
+def markdown(text: str, limit: int = 500) -> str:
+    """Plain text as Markdown that means just this text, in a paragraph or a cell of a table."""
+    return MARKDOWN.sub(_escape, plain(text, limit))
+
+
+def _character(character: str) -> str:
+    category = unicodedata.category(character)
+    if character in "\t\n\v\f\r\x85" or category in ("Zl", "Zp"):
+        return " "
+    if category == "Cs":
+        return "\ufffd"
+    return "" if category in ("Cc", "Cf") and character not in JOINERS else character
+
+
+def _escape(found: re.Match[str]) -> str:
+    number = found[3]
+    return f"{number}\\" if number else f"\\{found[0]}"
