@@ -24,8 +24,8 @@ class Band(BaseModel):
 
     unit: Literal["quantile", "cosine"] = Field(
         "quantile",
-        description="quantile: of the scores in this space's own lists, so it suits any model; "
-        "cosine: absolute, as MegaPairs' 0.8 to 0.96.",
+        description="quantile: of the scores in this space's own lists, identical vectors left "
+        "out, so it suits any model; cosine: absolute, as MegaPairs' 0.8 to 0.96.",
     )
     low: float = Field(0.7, ge=-1, le=1, description="At or above: related.")
     high: float = Field(0.99, ge=-1, le=1, description="Above: nearly the same picture.")

@@ -1,7 +1,6 @@
 """Mine pairs: targets of each query inside the bands of the spaces, hard negatives outside."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
@@ -16,7 +15,8 @@ from infra.ledger import stage
 from infra.tables import Table
 
 CHUNK = 10_000
-# Candidates for negatives that are checked against the target, for each one wanted.
+SCORED_AT_ONCE = 100_000
+# Candidates for negatives that are checked at a time, for each one wanted.
 CANDIDATES = 6
 
 
@@ -60,6 +60,7 @@ class Mined(NamedTuple):
 class Space(NamedTuple):
     """One space in memory: lists over all images [n, k], -1 where there is none, and its band."""
 
+    members: int
     neighbour: np.ndarray
     score: np.ndarray
     low: int
@@ -69,7 +70,7 @@ class Space(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "eligible": ("image_id", "caption_id"),
         "members": ("image_id",),
@@ -77,6 +78,8 @@ class Space(NamedTuple):
         "vectors": (),
         "texts": (),
     },
+    # Canonical JSON sorts the spaces, but they take turns in the order of the config.
+    meaning=lambda params: [params.model_dump(mode="json"), list(params.spaces)],
 )
 def mine_pairs(
     build: Build,
@@ -90,8 +93,9 @@ def mine_pairs(
     """Pairs as in MegaPairs (Zhou et al. 2024, arXiv 2412.14475, section 3.1), one band a space.
 
     Targets are taken in turn over the spaces, the best unused one in the band first; a pair carries
-    its score and rank in every space. Negatives: the query itself; then images of the query's lists
-    that are in no band of it and score below every band's low end against the target.
+    its score in every space, and its rank where it is listed. Negatives: the query itself; then
+    images of the query's lists, spaces in turn, that are in no band of it and score below every
+    band's low end against the target.
     """
     frame = pl.DataFrame(tables.read(build.store, eligible)).sort("image_id")
     ids = frame["image_id"].to_list()
@@ -99,14 +103,14 @@ def mine_pairs(
         name: _load(build, frame, members[name], lists[name], vectors, texts, rule)
         for name, rule in params.spaces.items()
     }
-    written, counts = [], Counter[str]()
+    written = []
     for at in range(0, len(ids), CHUNK):
         pairs = list(_targets(range(at, min(at + CHUNK, len(ids))), spaces, params.targets))
-        rows = _rows(build, pairs, ids, spaces, params.negatives, counts)
-        written += rows
+        written += _rows(build, pairs, ids, spaces, params.negatives)
         build.progress("mine_pairs", min(at + CHUNK, len(ids)), len(ids))
     kept, drops = _one_way(written) if params.direction == "one" else (written, [])
-    counts["pairs"] = len(kept)
+    short = sum(len(row["negatives"]) < params.negatives for row in kept)
+    counts = {"pairs": len(kept), "pairs_with_too_few_negatives": short}
     return Mined(
         tables.write(build.store, "pairs", sorted(kept, key=lambda row: row["pair_id"])),
         tables.write(build.store, "bands", [_band(n, s) for n, s in spaces.items()]),
@@ -139,7 +143,7 @@ def _load(
     row = np.searchsorted(np.array(names, dtype="S64"), wanted).astype(np.int32)
     row[wanted == b""] = -1
     bounds = band_bounds(score[neighbour >= 0], unit, low, high)
-    return Space(wide, scores, *bounds, matrix, row)
+    return Space(len(inside), wide, scores, *bounds, matrix, row)
 
 
 def _dense(build: Build, lists: Table, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,27 +165,41 @@ def _dense(build: Build, lists: Table, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def band_bounds(scores: np.ndarray, unit: str, low: float, high: float) -> tuple[int, int]:
-    """The band as integer scores: of all list scores the quantiles, or the cosines themselves."""
+    """The band as integer scores, both ends in it: quantiles of all list scores, or cosines.
+
+    Scores of 1,000,000 are left out of the quantiles: one caption shared by hundreds would make
+    the band of a text space identical captions only. Where no others are left, the band is empty:
+    (1000000, 999999).
+    """
     if unit == "cosine":
         return round(low * 1e6), round(high * 1e6)
-    if not len(scores):
-        return 0, 0
-    ordered = np.sort(scores)
+    ordered = np.sort(scores[scores < neighbours.ONE])
+    if not len(ordered):
+        return neighbours.ONE, neighbours.ONE - 1
     return tuple(int(ordered[int(q * (len(ordered) - 1))]) for q in (low, high))  # type: ignore[return-value]
 
 
 def _band(name: str, space: Space) -> dict[str, Any]:
-    """Band, and how many full lists end inside it (truncated) or lie wholly above it (crowded)."""
-    full = space.neighbour[:, -1] >= 0 if space.neighbour.size else np.zeros(0, bool)
-    last = space.score[:, -1][full]
+    """Band, and how many cut lists end inside it (truncated) or lie wholly above it (crowded)."""
+    last = space.score[:, -1][_cut_short(space)]
     return {
         "space": name,
         "low": space.low,
         "high": space.high,
         "scores": int((space.neighbour >= 0).sum()),
-        "truncated": int(((last >= space.low) & (last <= space.high)).sum()),
+        "truncated": int((last <= space.high).sum()),
         "crowded": int((last > space.high).sum()),
     }
+
+
+def _cut_short(space: Space) -> np.ndarray:
+    """Images whose list ends before the band's low end does, so that it may lack some of the band.
+
+    A list of all other members lacks none.
+    """
+    if space.neighbour.shape[1] >= space.members - 1:
+        return np.zeros(len(space.neighbour), bool)
+    return (space.neighbour[:, -1] >= 0) & (space.score[:, -1] >= space.low)
 
 
 def _targets(queries: range, spaces: Mapping[str, Space], most: int) -> Iterator[tuple[int, int]]:
@@ -217,24 +235,15 @@ def _rows(
     ids: list[str],
     spaces: Mapping[str, Space],
     negatives: int,
-    counts: Counter[str],
 ) -> list[dict[str, Any]]:
     """Pair rows with ties and negatives."""
-    queries, targets = (
-        (np.array(side, np.int32) for side in zip(*pairs, strict=True))
-        if pairs
-        else (
-            np.zeros(0, np.int32),
-            np.zeros(0, np.int32),
-        )
-    )
+    queries, targets = np.array(pairs, np.int32).reshape(-1, 2).T
     ties = [_ties(build, name, space, queries, targets) for name, space in spaces.items()]
     chosen = _negatives(build, queries, targets, spaces, negatives - 1)
     rows = []
     for query, target, found, *scores in zip(
         *map(list, (queries, targets)), chosen, *ties, strict=True
     ):
-        counts["pairs_with_too_few_negatives"] += len(found) < negatives - 1
         rows.append(
             {
                 "pair_id": pair_id(ids[query], ids[target]),
@@ -255,7 +264,10 @@ def pair_id(query: str, target: str) -> str:
 def _ties(
     build: Build, name: str, space: Space, queries: np.ndarray, targets: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Score, rank (from 1, where the target is in the query's list) and band of each pair."""
+    """Score of each pair, its rank from 1 in the query's list or None, and whether it is in band.
+
+    A pair that the list was cut before has a score all the same, and may be in the band.
+    """
     hit = space.neighbour[queries] == targets[:, None]
     listed = hit.any(axis=1)
     rank = np.where(listed, hit.argmax(axis=1) + 1, 0)
@@ -267,17 +279,21 @@ def _ties(
             "space": name,
             "score": int(s) if known else None,
             "rank": int(r) or None,
-            "in_band": bool(r and space.low <= s <= space.high),
+            "in_band": bool(known and space.low <= s <= space.high),
         }
         for s, r, known in zip(score, rank, both, strict=True)
     ]
 
 
 def _scores(build: Build, space: Space, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Scores int32[n] of rows a with rows b, all of which are in the space."""
     build.work["similarities_computed"] += len(a)
-    if not len(a):
-        return np.zeros(0, np.int32)
-    return neighbours.scores(space.vectors[space.row[a]], space.vectors[space.row[b]])
+    found = np.zeros(len(a), np.int32)
+    for at in range(0, len(a), SCORED_AT_ONCE):
+        part = slice(at, at + SCORED_AT_ONCE)
+        left, right = space.row[a[part]], space.row[b[part]]
+        found[part] = neighbours.scores(space.vectors[left], space.vectors[right])
+    return found
 
 
 def _negatives(
@@ -287,31 +303,50 @@ def _negatives(
     spaces: Mapping[str, Space],
     wanted: int,
 ) -> list[list[int]]:
-    """Rows of hard negatives for each pair, the query itself not among them."""
-    candidates = {
-        query: _outside(query, spaces, wanted * CANDIDATES) for query in set(queries.tolist())
-    }
-    flat = [
-        (pair, candidate)
-        for pair, (query, target) in enumerate(zip(queries.tolist(), targets.tolist(), strict=True))
-        for candidate in candidates[query]
-        if candidate != target
-    ]
-    if not flat or not wanted:
-        return [[] for _ in queries]
-    pair, candidate = (np.array(side, np.int32) for side in zip(*flat, strict=True))
-    far = np.ones(len(pair), bool)
-    for space in spaces.values():
-        known = far & (space.row[targets[pair]] >= 0) & (space.row[candidate] >= 0)
-        far[known] = _scores(build, space, targets[pair[known]], candidate[known]) < space.low
-    found: list[list[int]] = [[] for _ in queries]
-    for at, row in zip(pair[far].tolist(), candidate[far].tolist(), strict=True):
-        if len(found[at]) < wanted:
-            found[at].append(row)
+    """Rows of hard negatives for each pair, the query itself not among them.
+
+    Most pairs have enough among the first candidates; only the others look further down.
+    """
+    outside = {query: _outside(query, spaces) for query in set(queries.tolist())}
+    lines = [outside[query] for query in queries.tolist()]
+    found: list[list[int]] = [[] for _ in lines]
+    at, step = 0, wanted * CANDIDATES
+    short = [pair for pair, line in enumerate(lines) if line] if wanted else []
+    while short:
+        flat = [(pair, item) for pair in short for item in lines[pair][at : at + step]]
+        pair, candidate = np.array(flat, np.int32).T
+        good = _unrelated(build, queries[pair], targets[pair], candidate, spaces)
+        for place, row in zip(pair[good].tolist(), candidate[good].tolist(), strict=True):
+            if len(found[place]) < wanted:
+                found[place].append(row)
+        at += step
+        short = [p for p in short if len(found[p]) < wanted and len(lines[p]) > at]
     return found
 
 
-def _outside(query: int, spaces: Mapping[str, Space], most: int) -> list[int]:
+def _unrelated(
+    build: Build,
+    queries: np.ndarray,
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    spaces: Mapping[str, Space],
+) -> np.ndarray:
+    """Whether candidates are below every band against the target and in no band of the query.
+
+    In a list that was cut short a candidate may be in the query's band and not be listed.
+    """
+    good = np.ones(len(candidates), bool)
+    for space in spaces.values():
+        inside = space.row[candidates] >= 0
+        known = good & inside & (space.row[targets] >= 0)
+        good[known] = _scores(build, space, targets[known], candidates[known]) < space.low
+        unseen = good & inside & _cut_short(space)[queries]
+        score = _scores(build, space, queries[unseen], candidates[unseen])
+        good[unseen] = (score < space.low) | (score > space.high)
+    return good
+
+
+def _outside(query: int, spaces: Mapping[str, Space]) -> list[int]:
     """Images of the query's lists that are in no band of it: spaces in turn, best first."""
     lists, related = [], {query}
     for space in spaces.values():
@@ -320,8 +355,7 @@ def _outside(query: int, spaces: Mapping[str, Space], most: int) -> list[int]:
         related.update(row[inside & (row >= 0)].tolist())
         lists.append(row[~inside & (row >= 0)].tolist())
     in_turn = (item for round_ in zip_longest(*lists) for item in round_ if item is not None)
-    outside = dict.fromkeys(item for item in in_turn if item not in related)
-    return list(outside)[:most]
+    return list(dict.fromkeys(item for item in in_turn if item not in related))
 
 
 def _one_way(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
