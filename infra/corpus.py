@@ -6,18 +6,21 @@ are data: nothing here ever makes a local path of one.
 
 import io
 import posixpath
+import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra import captions
-from infra.captions import Text
+from infra import captions, images
+from infra.captions import Columns, Text
 from infra.store import NotFound, Store
 
 # The last five are pictures that we can't read: they end as `unreadable`, not as `ignored`.
@@ -42,26 +45,35 @@ IMAGE_TYPES = frozenset(
         ".psd",
     )
 )
-IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 SIDECAR_TYPES = (".txt", ".json")
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp", "bytes", "image_bytes")
 WINDOW = 8 << 20
 MAX_TEXT = 1 << 20
+MAX_NAME = 1_024
+MAX_TAR_READ = 256 << 20
 READ_AHEAD = 8
+HEAD = 64
+NOT_OURS = "not an image or a caption"
+# What a name that a tar holds once more gets: `@` and the offset of its data.
+REPEATED = re.compile(r"@\d+$")
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Bounds(NamedTuple):
-    """What is never read: captions and image files above these sizes."""
+    """How sources are read: no captions or image files above these sizes, captions from where."""
 
     max_chars: int = 4_096
     max_bytes: int = 256 << 20
+    columns: Columns = captions.CUSTOMARY
 
 
 class Source(NamedTuple):
-    """Where bytes are. A tar or Parquet with `member` None stands for all its members."""
+    """Where bytes are. A tar or Parquet with `member` None stands for all its members.
+
+    `kind` is loose, tar, parquet, or other: a tar's member that is neither image nor caption.
+    """
 
     key: str
     kind: str
@@ -84,7 +96,7 @@ class Item(NamedTuple):
 
 
 def extension(name: str) -> str:
-    return posixpath.splitext(name)[1].lower()
+    return posixpath.splitext(REPEATED.sub("", name))[1].lower()
 
 
 def is_image_name(name: str) -> bool:
@@ -92,16 +104,17 @@ def is_image_name(name: str) -> bool:
 
 
 def sample_stem(name: str) -> str:
-    """WebDataset's sample key: the name up to the first dot of its last part."""
+    """WebDataset's sample key: the name up to the first dot of its last part.
+
+    A hidden file, such as macOS's `._a.jpg`, belongs to no sample but its own.
+    """
     folder, base = posixpath.split(name)
-    return posixpath.join(folder, base.split(".", 1)[0])
+    return posixpath.join(folder, base.split(".", 1)[0]) if base[:1] != "." else name
 
 
 def looks_like_image(head: bytes) -> bool:
     """Whether the first bytes of a file without an extension are those of a picture."""
-    return head.startswith(
-        (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-    ) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    return any(re.match(known, head, re.DOTALL) for known in images.SIGNATURES.values())
 
 
 def sources(objects: pl.DataFrame) -> dict[str, Source]:
@@ -156,48 +169,80 @@ def ahead(fn: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
 def fetch(store: Store, source: Source) -> bytes:
     """The bytes of one image. Raises NotFound where it has gone since."""
     if source.kind == "parquet":
-        return next(_parquet_rows(store, [source])).data or b""
+        item = next(_parquet_rows(store, [source]))
+        if item.data is None:
+            raise NotFound(f"row {source.member} of {source.key} has gone; run the build again")
+        return item.data
     if source.member is not None:
         return store.get(source.key, source.offset or 0, source.size)
     return store.get(source.key)
 
 
 def _single(store: Store, source: Source, bounds: Bounds) -> list[Item]:
-    name = source.key if source.member is None else source.member
-    stem = source.key if source.member is None else sample_stem(source.member)
-    if source.member is not None and not is_image_name(name):
-        return [_member_text(store, source, stem, bounds)]
-    if source.size > bounds.max_bytes:
-        return [Item(source, stem, rule="too_large", detail=f"{source.size} bytes")]
     try:
-        items = [Item(source, stem, fetch(store, source))]
+        item = _member(store, source, bounds) if source.member else _loose(store, source, bounds)
     except NotFound:
-        return [Item(source, stem, rule="vanished")]
+        return [Item(source, source.key, rule="vanished")]
+    return [item, *_sidecars(store, source, bounds)]
+
+
+def _loose(store: Store, source: Source, bounds: Bounds) -> Item:
+    large = source.size > bounds.max_bytes
+    data = store.get(source.key, 0, HEAD if large else None)
+    if not extension(source.key) and not looks_like_image(data[:HEAD]):
+        return Item(source, source.key, rule="ignored", detail="no extension, and not an image")
+    if large:
+        return Item(source, source.key, rule="too_large", detail=f"{source.size} bytes")
+    return Item(source, source.key, data)
+
+
+def _sidecars(store: Store, source: Source, bounds: Bounds) -> Iterator[Item]:
     for key in source.sidecars:
-        try:
-            text = captions.sidecar(key, store.get(key, 0, MAX_TEXT), bounds.max_chars)
-        except NotFound:
-            continue
-        items.append(Item(source._replace(key=key), stem, text=text, rule="sidecar"))
-    return items
+        with suppress(NotFound):
+            text = _text(key, store.get(key, 0, MAX_TEXT + 1), bounds)
+            yield Item(source._replace(key=key), source.key, text=text, rule="sidecar")
 
 
-def _member_text(store: Store, source: Source, stem: str, bounds: Bounds) -> Item:
-    """A tar member that is no image: a caption, or nothing of ours."""
+def _text(name: str, data: bytes, bounds: Bounds) -> Text:
+    if len(data) > MAX_TEXT:
+        return Text(refused="caption_too_long")
+    return captions.sidecar(name, data, bounds.max_chars, bounds.columns)
+
+
+def _member(store: Store, source: Source, bounds: Bounds, tar: "RangeFile | None" = None) -> Item:
+    """A member of a tar that is being read through, or by its range alone."""
     name = source.member or ""
-    if extension(name) not in SIDECAR_TYPES:
-        return Item(source, stem, rule="ignored", detail="not an image or a caption")
-    if source.size > MAX_TEXT:
+    stem, is_image = sample_stem(name), is_image_name(name)
+    if source.kind == "other":
+        return Item(source, stem, rule="ignored", detail=NOT_OURS)
+    if is_image and source.size > bounds.max_bytes:
+        return Item(source, stem, rule="too_large", detail=f"{source.size} bytes")
+    if not is_image and source.size > MAX_TEXT:
         return Item(source, stem, text=Text(refused="caption_too_long"), rule="sidecar")
-    text = captions.sidecar(name, fetch(store, source), bounds.max_chars)
-    return Item(source, stem, text=text, rule="sidecar")
+    data = _read_member(tar, source) if tar else fetch(store, source)
+    if is_image:
+        return Item(source, stem, data)
+    return Item(source, stem, text=_text(name, data, bounds), rule="sidecar")
+
+
+def _read_member(file: "RangeFile", source: Source) -> bytes:
+    file.seek(source.offset or 0)
+    data = file.read(source.size)
+    if len(data) < source.size:
+        raise tarfile.ReadError(f"member {source.member} is cut off")
+    return data
 
 
 class RangeFile(io.RawIOBase):
-    """A read-only seekable file over ranged reads of one object, a window at a time."""
+    """A read-only seekable file over ranged reads of one object, a window at a time.
 
-    def __init__(self, store: Store, key: str, size: int, window: int = WINDOW):
-        self.store, self.key, self.size, self.window = store, key, size, window
+    `read` gives all that is asked for, as Arrow expects; more than `most` bytes is a ValueError.
+    """
+
+    def __init__(
+        self, store: Store, key: str, size: int, window: int = WINDOW, most: int | None = None
+    ):
+        self.store, self.key, self.size, self.window, self.most = store, key, size, window, most
         self.at, self.start, self.buffer = 0, 0, b""
 
     def readable(self) -> bool:
@@ -211,156 +256,189 @@ class RangeFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"no byte {base + offset}")
         self.at = base + offset
         return self.at
 
-    def readinto(self, target: Any) -> int:
-        if self.at >= self.size:
-            return 0
-        inside = self.start <= self.at < self.start + len(self.buffer)
-        if not inside:
-            length = min(max(self.window, len(target)), self.size - self.at)
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self.size - self.at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if self.most is not None and wanted > self.most:
+            raise ValueError(f"a header asks for {wanted} bytes")
+        parts = []
+        while wanted and (part := self._part(wanted)):
+            parts.append(part)
+            wanted -= len(part)
+        return b"".join(parts)
+
+    def _part(self, wanted: int) -> bytes:
+        if not self.start <= self.at < self.start + len(self.buffer):
+            length = min(max(self.window, wanted), self.size - self.at)
             self.start, self.buffer = self.at, self.store.get(self.key, self.at, length)
         begin = self.at - self.start
-        part = self.buffer[begin : begin + len(target)]
-        target[: len(part)] = part
+        part = self.buffer[begin : begin + wanted]
         self.at += len(part)
-        return len(part)
+        return part
 
 
 def _tar(store: Store, source: Source, bounds: Bounds) -> Iterator[Item]:
-    seen: set[str] = set()
+    count = 0
     try:
-        with (
-            io.BufferedReader(RangeFile(store, source.key, source.size), 1 << 16) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
-            for info in tar:
-                yield _tar_member(source, tar, info, seen, bounds)
+        for file, member in _members(store, source, WINDOW):
+            count += 1
+            yield _member(store, member, bounds, file)
+        if not count:
+            yield Item(source, source.key, rule="ignored", detail="a tar without members")
     except NotFound:
         yield Item(source, source.key, rule="vanished")
-    except (tarfile.TarError, EOFError) as error:
+    except tarfile.TarError as error:
         yield Item(source, source.key, rule="unreadable", detail=f"tar: {error}"[:200])
 
 
-def _tar_member(
-    source: Source, tar: tarfile.TarFile, info: tarfile.TarInfo, seen: set[str], bounds: Bounds
-) -> Item:
-    name = info.name if info.name not in seen else f"{info.name}@{info.offset_data}"
+def _members(store: Store, source: Source, window: int) -> Iterator[tuple[RangeFile, Source]]:
+    """Members of a tar as sources. Raises tarfile.TarError for damage, wherever it is."""
+    seen: set[str] = set()
+    file = RangeFile(store, source.key, source.size, window, MAX_TAR_READ)
+    try:
+        with tarfile.open(
+            fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
+        ) as tar:
+            for info in tar:
+                yield file, _member_source(source, info, seen)
+                tar.members.clear()  # type: ignore[attr-defined]
+            _check_end(file, tar.offset)
+    except (ValueError, OverflowError, EOFError) as error:
+        # What tarfile raises for some header fields that are no numbers, or absurd ones.
+        raise tarfile.ReadError(str(error)) from error
+
+
+def _member_source(source: Source, info: tarfile.TarInfo, seen: set[str]) -> Source:
+    if info.size < 0:
+        raise tarfile.ReadError(f"member at byte {info.offset} has a negative size")
+    name = info.name[:MAX_NAME]
+    if name in seen:
+        name = f"{name}@{info.offset_data}"
     seen.add(name)
-    member = source._replace(member=name, offset=info.offset_data, size=info.size)
-    stem = sample_stem(info.name)
-    is_image, is_text = is_image_name(info.name), extension(info.name) in SIDECAR_TYPES
-    if not info.isreg() or not (is_image or is_text):
-        return Item(member, stem, rule="ignored", detail="not an image or a caption")
-    if is_image and info.size > bounds.max_bytes:
-        return Item(member, stem, rule="too_large", detail=f"{info.size} bytes")
-    if is_text and info.size > MAX_TEXT:
-        return Item(member, stem, text=Text(refused="caption_too_long"), rule="sidecar")
-    file = tar.extractfile(info)
-    data = file.read() if file else b""
-    if len(data) < info.size:
-        raise tarfile.ReadError(f"member {name} is cut off")
-    if is_image:
-        return Item(member, stem, data)
-    return Item(member, stem, text=captions.sidecar(name, data, bounds.max_chars), rule="sidecar")
+    plain = info.isreg() and not info.issparse()
+    ours = plain and (is_image_name(name) or extension(name) in SIDECAR_TYPES)
+    kind, size = "tar" if ours else "other", min(info.size, (1 << 63) - 1)
+    return source._replace(kind=kind, member=name, offset=info.offset_data, size=size)
+
+
+def _check_end(file: RangeFile, at: int) -> None:
+    """tarfile takes a damaged header for the end, and what follows would be lost silently."""
+    file.seek(at)
+    tail = file.read(2 * tarfile.RECORDSIZE)
+    if not tail or tail.strip(b"\0"):
+        raise tarfile.ReadError(f"no end mark at byte {at}: damaged, cut off, or several joined")
 
 
 def index_tar(store: Store, source: Source) -> list[Source]:
-    """Its members as sources, from the headers alone. Raises tarfile.TarError."""
-    with (
-        io.BufferedReader(RangeFile(store, source.key, source.size, 1 << 16), 1024) as file,
-        tarfile.open(fileobj=file, mode="r:") as tar,
-    ):
-        return [
-            source._replace(member=info.name, offset=info.offset_data, size=info.size)
-            for info in tar
-        ]
+    """Its members as sources, from the headers alone. Raises NotFound and tarfile.TarError."""
+    return [member for _, member in _members(store, source, 1 << 16)]
 
 
 def image_column(schema: pa.Schema) -> tuple[str, bool] | None:
     """The column with image bytes, and whether it is a struct with `bytes` as datasets writes."""
-    for field in schema:
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            return field.name, True
-    for name in IMAGE_COLUMNS:
-        at = schema.get_field_index(name)
-        if at >= 0 and (
-            pa.types.is_binary(schema.field(at).type)
-            or pa.types.is_large_binary(schema.field(at).type)
-        ):
-            return name, False
+    structs = [f.name for f in schema if pa.types.is_struct(f.type) and _has_bytes(f.type)]
+    plain = [f.name for f in schema if f.name in IMAGE_COLUMNS and _is_binary(f.type)]
+    if structs or plain:
+        return min(structs or plain, key=_preference), bool(structs)
     return None
 
 
+def _preference(name: str) -> int:
+    return IMAGE_COLUMNS.index(name) if name in IMAGE_COLUMNS else len(IMAGE_COLUMNS)
+
+
+def _has_bytes(kind: pa.StructType) -> bool:
+    at = kind.get_field_index("bytes")
+    return at >= 0 and _is_binary(kind.field(at).type)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def open_parquet(store: Store, key: str, size: int) -> pq.ParquetFile:
-    """Raises pyarrow.ArrowException where it is not Parquet."""
+    """Raises pyarrow.ArrowException or OSError where it is not Parquet."""
     return pq.ParquetFile(pa.PythonFile(RangeFile(store, key, size, 1 << 20), mode="r"))
 
 
-def _image_bytes(value: Any, nested: bool) -> bytes:
-    return (value.get("bytes") if nested and value else value) or b""
+def _images(batch: pa.RecordBatch, found: tuple[str, bool]) -> list[bytes]:
+    name, nested = found
+    column = pc.struct_field(batch[name], "bytes") if nested else batch[name]
+    return [data or b"" for data in column.to_pylist()]
 
 
 def _parquet(store: Store, source: Source, bounds: Bounds) -> Iterator[Item]:
     try:
         file = open_parquet(store, source.key, source.size)
         found = image_column(file.schema_arrow)
-        if found is None:
-            yield Item(source, source.key, rule="ignored", detail="no column with image bytes")
+        if found is None or not file.metadata.num_rows:
+            detail = "no rows" if found else "no column with image bytes"
+            yield Item(source, source.key, rule="ignored", detail=detail)
             return
-        columns = captions.choose_columns(
-            ("", *file.schema_arrow.names), captions.Columns("", "", None)
-        )
-        row = 0
-        for batch in file.iter_batches(64):
-            for values in batch.to_pylist():
-                yield _parquet_item(source, row, values, found, columns, bounds.max_chars)
-                row += 1
+        yield from _parquet_items(source, file, found, bounds)
     except NotFound:
         yield Item(source, source.key, rule="vanished")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         detail = f"parquet: {str(error).splitlines()[0]}"[:200]
         yield Item(source, source.key, rule="unreadable", detail=detail)
 
 
-def _parquet_item(
-    source: Source,
-    row: int,
-    values: dict[str, Any],
-    found: tuple[str, bool],
-    columns: captions.Columns | None,
-    max_chars: int,
-) -> Item:
-    data = _image_bytes(values[found[0]], found[1])
-    member = source._replace(member=f"{row:08d}", offset=row, size=len(data), sidecars=())
-    text = captions.from_row(values, columns, max_chars) if columns else Text()
-    return Item(member, f"{row:08d}", data, text)
+def _parquet_items(
+    source: Source, file: pq.ParquetFile, found: tuple[str, bool], bounds: Bounds
+) -> Iterator[Item]:
+    names = file.schema_arrow.names
+    columns = captions.choose_columns(("", *names), bounds.columns)
+    texts = [name for name in (columns.caption, columns.licence) if name] if columns else []
+    row = 0
+    for batch in file.iter_batches(64, columns=list({found[0]: 0, **dict.fromkeys(texts)})):
+        cells = [captions.cells(batch[name]) for name in texts]
+        for data, *values in zip(_images(batch, found), *cells, strict=True):
+            name = f"{row:08d}"
+            member = source._replace(member=name, offset=row, size=len(data), sidecars=())
+            said = dict(zip(texts, values, strict=True))
+            text = captions.from_row(said, columns, bounds.max_chars) if columns else Text()
+            if len(data) > bounds.max_bytes:
+                yield Item(member, name, rule="too_large", detail=f"{len(data)} bytes")
+            else:
+                yield Item(member, name, data, text)
+            row += 1
 
 
 def _parquet_rows(store: Store, sources: list[Source]) -> Iterator[Item]:
-    """Single rows, each row group read once for all its rows that are wanted."""
-    by_file: dict[str, list[Source]] = {}
+    """Single rows, in order, each row group read once for all its rows that are wanted."""
+    by_file: dict[str, dict[int, Source]] = {}
     for source in sources:
-        by_file.setdefault(source.key, []).append(source)
+        by_file.setdefault(source.key, {})[source.offset or 0] = source
     for key, wanted in by_file.items():
-        try:
-            file = open_parquet(store, key, store.head(key).size)
-        except NotFound:
-            yield from (Item(s, s.member or "", rule="vanished") for s in wanted)
-            continue
-        name, nested = image_column(file.schema_arrow) or ("", False)
-        rows = {s.offset or 0: s for s in wanted}
-        start = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            hits = [row for row in rows if start <= row < start + count]
-            if hits:
-                column = file.read_row_group(group, columns=[name])[name]
-                for row in sorted(hits):
-                    data = _image_bytes(column[row - start].as_py(), nested)
-                    yield Item(rows[row], rows[row].member or "", data)
-            start += count
+        # Where the file is another one by now, its old rows have gone like a deleted file.
+        with suppress(NotFound, pa.ArrowException, OSError):
+            for row, data in _chosen_rows(store, key, sorted(wanted)):
+                source = wanted.pop(row)
+                yield Item(source, source.member or "", data)
+        yield from (Item(s, s.member or "", rule="vanished") for s in wanted.values())
+
+
+def _chosen_rows(store: Store, key: str, rows: list[int]) -> Iterator[tuple[int, bytes]]:
+    file = open_parquet(store, key, store.head(key).size)
+    found = image_column(file.schema_arrow)
+    if found is None:
+        return
+    start = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if any(start <= row < start + count for row in rows):
+            at = start
+            for batch in file.iter_batches(64, row_groups=[group], columns=[found[0]]):
+                inside = [row for row in rows if at <= row < at + len(batch)]
+                data = _images(batch, found) if inside else []
+                yield from ((row, data[row - at]) for row in inside)
+                at += len(batch)
+        start += count
 
 
 CONTAINERS: dict[str, Callable[[Store, Source, Bounds], Iterator[Item]]] = {

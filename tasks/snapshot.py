@@ -10,12 +10,13 @@ from infra import captions, tables
 from infra.build import Build
 from infra.canonical import digest
 from infra.captions import Columns
-from infra.corpus import IMAGE_TYPES, SIDECAR_TYPES, extension, is_image_name
+from infra.corpus import SIDECAR_TYPES, extension, is_image_name
 from infra.errors import ConfigError
 from infra.store import Location, Stat
 from infra.tables import Table
 
 VERSION = 1
+MAX_KEY = 4_096
 
 
 class CorpusParams(Location):
@@ -56,7 +57,7 @@ def snapshot(build: Build, params: CorpusParams) -> Snapshot:
     missing = sorted(wanted - stats.keys())
     if missing:
         raise ConfigError(f"corpus.captions names {missing[0]!r}, which the corpus does not hold")
-    rows, listing, drops = [], [], []
+    rows, listing, drops, rest = [], [], [], []
     for key in sorted(wanted):
         found = _caption_file(build, stats[key], params)
         rows += _resolve(found or [], key, stats)
@@ -68,7 +69,9 @@ def snapshot(build: Build, params: CorpusParams) -> Snapshot:
         if kind:
             listing.append(_listed(stat, kind, stats))
         else:
-            drops.append(_drop(stat.key, rule))
+            rest.append((stat.key, rule))
+    beside = {sidecar for row in listing for sidecar in row["sidecars"]}
+    drops += [_drop(key, "metadata" if key in beside else rule) for key, rule in rest]
     return Snapshot(
         tables.write(build.store, "listing", listing),
         tables.write(build.store, "file_captions", rows),
@@ -88,13 +91,7 @@ def _classify(key: str, stats: dict[str, Stat]) -> tuple[str | None, str]:
         return None, "metadata"
     if kind == ".parquet":
         return "parquet", ""
-    if kind in SIDECAR_TYPES and _picture_of(stem, stats):
-        return None, "metadata"
     return None, "ignored"
-
-
-def _picture_of(stem: str, stats: dict[str, Stat]) -> bool:
-    return any(stem + case in stats for kind in IMAGE_TYPES for case in (kind, kind.upper()))
 
 
 def _listed(stat: Stat, kind: str, stats: dict[str, Stat]) -> dict[str, Any]:
@@ -135,11 +132,12 @@ def _rows(key: str, data: bytes, wanted: Columns, max_chars: int) -> Iterator[di
     """One row a caption; a picture with a licence and no usable caption has a row as well."""
     for row in captions.read_rows(key, data):
         columns = captions.choose_columns(tuple(row), wanted)
-        if columns is None or not isinstance(row[columns.key], str):
+        image = row[columns.key] if columns else None
+        if columns is None or not isinstance(image, str) or len(image) > MAX_KEY:
             continue
         text = captions.from_row(row, columns, max_chars)
         for caption in text.captions or ("",):
-            yield {"key": row[columns.key], "caption": caption, "licence": text.licence}
+            yield {"key": captions.encodable(image), "caption": caption, "licence": text.licence}
 
 
 def _resolve(
