@@ -84,14 +84,16 @@ def describe_shard(job: Job, shard: Shards) -> dict[str, Any]:
     key = digest([job.family, shard, [s.sha256 for s in job.known.shards] if job.known else []])
     ledger = Ledger(job.store)
     record = ledger.find("describe", f"{job.family}/receipts", key)
-    if record is None:
-        record = _describe(job, shard)
+    if record is not None:
+        return {**record, "fresh": False}
+    record, complete = _describe(job, shard)
+    if complete:
         ledger.write("describe", f"{job.family}/receipts", key, record)
-        return {**record, "fresh": True}
-    return {**record, "fresh": False}
+    return {**record, "fresh": True}
 
 
-def _describe(job: Job, shard: Shards) -> dict[str, Any]:
+def _describe(job: Job, shard: Shards) -> tuple[dict[str, Any], bool]:
+    """The receipt of a shard, and whether it read all: what vanished may come back."""
     rows: dict[str, list[dict[str, Any]]] = {"objects": [], "headers": [], "looks": []}
     embedders = {name: _Embedder(job, name) for name in job.models if name in shard.needs}
     geometries = {job.models[name][1].geometry for name in embedders}
@@ -106,7 +108,8 @@ def _describe(job: Job, shard: Shards) -> dict[str, Any]:
         if seen.look is None:
             continue
         work["images_decoded"] += 1
-        rows["looks"].append(seen.look)
+        if "looks" in shard.needs or seen.look.get("rule"):
+            rows["looks"].append(seen.look)
         if seen.pixels:
             work["images_embedded"] += 1
         for embedder in embedders.values():
@@ -120,7 +123,8 @@ def _describe(job: Job, shard: Shards) -> dict[str, Any]:
     for name, embedder in embedders.items():
         if shard_of := embedder.finish():
             written[f"vectors/{name}"] = shard_of
-    return {"tables": {n: list(s) for n, s in written.items()}, "work": dict(work)}
+    complete = all(row["rule"] != "vanished" for row in rows["objects"])
+    return {"tables": {n: list(s) for n, s in written.items()}, "work": dict(work)}, complete
 
 
 class _Items:
@@ -152,12 +156,6 @@ class _Items:
         source, rule, detail = item.source, item.rule, item.detail
         if rule == "sidecar":
             rule, detail = "metadata", item.text.refused
-        elif (
-            item.data is not None
-            and not corpus.extension(source.key)
-            and not corpus.looks_like_image(item.data[:16])
-        ):
-            rule, detail = "ignored", "no extension, and not an image"
         image_id = hashlib.sha256(item.data).hexdigest() if item.data and not rule else None
         if item.data == b"" and not rule:
             rule, detail = "unreadable", "empty"

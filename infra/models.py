@@ -4,9 +4,12 @@ Weights load from safetensors, or by torch with `weights_only=True`; remote code
 """
 
 import hashlib
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,14 +17,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.canonical import digest
+from infra.canonical import digest, settings
 from infra.errors import ConfigError, PairmillError
-from infra.store import Location, Store, open_store
+from infra.store import Location, Stat, Store, open_store
 
 # Raise it when pixels or text reach a model in another way than before.
 VERSION = 1
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+# Texts whose tokens tell one tokenizer from another.
+CANARIES = ("A black-and-white photo, 1 of 2.", "ÜBER: naïve 東京 кот 😀", "a " * 300)
 MODEL_FILES = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model")
+
+
+_LOADING = threading.Lock()
 
 
 class ModelParams(BaseModel):
@@ -63,22 +71,24 @@ class ModelFacts(NamedTuple):
     geometry: Geometry
     dim: int
     weights: str
+    architecture: str
     has_text: bool
 
-    def numerics(self, params: ModelParams, device: str, short_side: int) -> str:
+    def numerics(self, params: ModelParams, device: str, decode: Sequence[int]) -> str:
         """Name of the vectors it gives: equal numerics, comparable vectors.
 
-        `short_side` is the scale pictures are decoded at, that of the largest model.
+        `decode` is the decoder's version and the scale it decodes at, that of the largest model.
         """
         return digest(
             {
                 "version": VERSION,
                 "library": params.library,
                 "weights": self.weights,
+                "architecture": self.architecture,
                 "geometry": [str(value) for value in self.geometry],
                 "dtype": DTYPES[device],
                 "batch": params.batch,
-                "decoded": short_side,
+                "decode": list(decode),
             }
         )[:20]
 
@@ -146,17 +156,37 @@ def choose_device(device: str) -> str:
     return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
 
 
-@lru_cache(maxsize=4)
 def load(params: ModelParams, device: str) -> Model:
-    """The model, loaded once per process.
+    """The model, loaded once per process and again when its files change.
 
     Raises ConfigError, in one line, where name or weights are not those of a model.
     """
+    _check_weights(params)
+    with _LOADING:
+        return _load(params, device, files(params))
+
+
+def files(params: ModelParams) -> tuple[tuple[str, int, str], ...]:
+    """Name, size and time of a model's files in folders and buckets, to notice a replaced one."""
+    found = []
+    for place in (params.name, params.weights or ""):
+        path = Path(place)
+        if place.startswith("s3://"):
+            found += [(s.key, s.size, s.etag) for s in _stored(place)]
+        elif path.exists():
+            inside = sorted(path.iterdir()) if path.is_dir() else [path]
+            stats = [(file.name, file.stat()) for file in inside if file.is_file()]
+            found += [(name, stat.st_size, str(stat.st_mtime_ns)) for name, stat in stats]
+    return tuple(found)
+
+
+@lru_cache(maxsize=4)
+def _load(params: ModelParams, device: str, _: tuple[tuple[str, int, str], ...]) -> Model:
     import torch
 
     build = {"open_clip": _open_clip, "timm": _timm}[params.library]
     try:
-        network, tokenizer, mean, std, geometry = build(params, device)
+        network, tokenizer, mean, std, geometry, design = build(params, device)
     except PairmillError:
         raise
     except Exception as error:
@@ -173,12 +203,18 @@ def load(params: ModelParams, device: str) -> Model:
     with torch.inference_mode():
         encode = network.encode_image if tokenizer else network
         dim = encode(shape).shape[-1]
-    facts = ModelFacts(geometry, dim, _weights_digest(network), tokenizer is not None)
+    tokens = tokenizer(list(CANARIES)).tolist() if tokenizer else None
+    architecture = digest(settings([design, list(mean), list(std), tokens]))[:20]
+    facts = ModelFacts(geometry, dim, _weights_digest(network), architecture, tokenizer is not None)
     shaped = [torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (mean, std)]
     return Model(params, facts, network, tokenizer, *shaped, device)
 
 
-def _open_clip(params: ModelParams, device: str) -> tuple[Any, Any, Any, Any, Geometry]:
+# Network, tokenizer, mean, std, geometry, and the settings that make the architecture.
+Parts = tuple[Any, Any, Any, Any, Geometry, Any]
+
+
+def _open_clip(params: ModelParams, device: str) -> Parts:
     import open_clip
 
     name = _source(params.name)
@@ -199,27 +235,62 @@ def _open_clip(params: ModelParams, device: str) -> tuple[Any, Any, Any, Any, Ge
     geometry = Geometry(
         size, prep["resize_mode"], prep["interpolation"], int(prep.get("fill_color", 0)), 1.0
     )
-    return network, open_clip.get_tokenizer(name), prep["mean"], prep["std"], geometry
+    design = open_clip.get_model_config(name)
+    return network, open_clip.get_tokenizer(name), prep["mean"], prep["std"], geometry, design
 
 
-def _timm(params: ModelParams, device: str) -> tuple[Any, Any, Any, Any, Geometry]:
+def _timm(params: ModelParams, device: str) -> Parts:
     import timm
     from timm.data import resolve_model_data_config
 
     size = {"img_size": params.image_size} if params.image_size else {}
     weights = _file(params.weights)
+    if weights and not Path(weights).is_file():
+        raise ConfigError(f"models: there is no weights file {weights!r}; correct the path")
     overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     name = _source(params.name)
-    try:
-        network = timm.create_model(name, pretrained=True, num_classes=0, **size, **overlay)
-    except TypeError:
-        # Convolutional networks take any size and no argument for it.
-        network = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
+    with _nothing_missing(params.name):
+        try:
+            network = timm.create_model(name, pretrained=True, num_classes=0, **size, **overlay)
+        except TypeError:
+            # Convolutional networks take any size and no argument for it.
+            network = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
+    design = [
+        network.pretrained_cfg["architecture"],
+        str(getattr(network, "pretrained_model_args", None)),
+    ]
     prep = resolve_model_data_config(network)
     side = params.image_size or prep["input_size"][-1]
     mode = {"center": "shortest", "squash": "squash", "border": "longest"}[prep["crop_mode"]]
     geometry = Geometry(side, mode, prep["interpolation"], 255, prep["crop_pct"])
-    return network.to(_dtype(device)), None, prep["mean"], prep["std"], geometry
+    return network.to(_dtype(device)), None, prep["mean"], prep["std"], geometry, design
+
+
+class _MissingKeys(logging.Handler):
+    said = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Missing keys"):
+            self.said = message
+
+
+@contextmanager
+def _nothing_missing(name: str) -> Iterator[None]:
+    """Without a classifier, timm leaves weights that a file lacks random, and only logs it."""
+    logger, handler = logging.getLogger("timm.models._builder"), _MissingKeys()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+    if handler.said:
+        raise ConfigError(f"models: the weights of {name!r} are not complete: {handler.said[:200]}")
 
 
 def _source(name: str) -> str:
@@ -229,6 +300,15 @@ def _source(name: str) -> str:
     return f"local-dir:{Path(name).resolve()}" if Path(name).is_dir() else name
 
 
+def _check_weights(params: ModelParams) -> None:
+    has_own = Path(params.name).is_dir() or params.name.startswith(("s3://", "hf-hub:"))
+    if params.weights and has_own:
+        raise ConfigError(
+            f"models: {params.name!r} comes with its own weights; leave `weights` out, or give "
+            "the architecture's plain name"
+        )
+
+
 def _file(weights: str | None) -> str | None:
     if weights and weights.startswith("s3://"):
         folder, _, name = weights.rpartition("/")
@@ -236,14 +316,20 @@ def _file(weights: str | None) -> str | None:
     return weights
 
 
+def _stored(uri: str) -> list[Stat]:
+    """Model files in a folder of a bucket, or the one file that `uri` names."""
+    folder, _, name = uri.rpartition("/") if uri.endswith(MODEL_FILES) else (uri, "", "")
+    return [
+        stat
+        for stat in open_store(Location(uri=folder)).list(name)
+        if "/" not in stat.key and stat.key.endswith(MODEL_FILES)
+    ]
+
+
 def _download(uri: str, only: str | None = None) -> Path:
     """A folder of model files from a bucket, in the user's cache, whole or not at all."""
     store = open_store(Location(uri=uri))
-    stats = [
-        s
-        for s in store.list()
-        if "/" not in s.key and s.key.endswith(MODEL_FILES) and only in (None, s.key)
-    ]
+    stats = [stat for stat in _stored(uri) if only in (None, stat.key)]
     if not stats:
         raise ConfigError(f"models: {uri} holds no model files; name the folder with the weights")
     name = digest([uri, [[s.key, s.etag, s.size] for s in stats]])[:20]

@@ -1,9 +1,9 @@
 """Describe: read each new image once, decode it once, keep hashes, quality and vectors."""
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra import corpus, features, tables
 from infra.build import Build
 from infra.canonical import digest
-from infra.captions import caption_id
+from infra.captions import Columns, caption_id
 from infra.cluster import Crash
 from infra.corpus import Bounds, Source
 from infra.features import DECODE_VERSION, Job, Limits, Shards
 from infra.ledger import family
-from infra.models import ModelFacts, ModelParams, choose_device
+from infra.models import ModelFacts, ModelParams, choose_device, files
 from infra.schema import SCHEMAS
 from infra.tables import Shard, Table
 
@@ -85,11 +85,14 @@ def describe(
     )
     known = known.unique(["key", "member"], keep="last", maintain_order=True)
     new = listed.join(known.select("key").unique(), on="key", how="anti")
-    todo = list(_todo(state, job, known, new, params.shard_images))
-    if todo:
+    # Once more where an image was lost to a model it lacked, and a copy lies elsewhere.
+    while todo := list(_todo(state, job, known, new, params.shard_images)):
         build.begin("describe", {"new": new.height, "bytes": int(new["size"].sum())})
         found = _run(build, state, job, todo)
-        known = pl.concat([known, found])
+        known = pl.concat([known, found]).unique(
+            ["key", "member"], keep="last", maintain_order=True
+        )
+        new = new.clear()
     objects = _with_file_captions(known, file_captions, corpus_params, build)
     captions = _captions(build, objects)
     for name, (_, model, _) in job.models.items():
@@ -100,7 +103,7 @@ def describe(
 
 def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
     """Facts of a model, asked of a worker the first time a store meets it."""
-    spec = digest([params.model_dump(mode="json", exclude={"batch"}), device, _files(params)])
+    spec = digest([params.model_dump(mode="json", exclude={"batch"}), device, files(params)])
     record = build.ledger.find("models", device, spec)
     if record is None:
         build.begin("load models", {"model": params.name})
@@ -112,21 +115,11 @@ def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
         size, mode, interpolation, fill, crop = found.geometry
         record = {
             "geometry": [size, mode, interpolation, fill, repr(crop)],
-            "model": [found.dim, found.weights, found.has_text],
+            "model": list(found[1:]),
         }
         build.ledger.write("models", device, spec, record)
     *geometry, crop = record["geometry"]
     return ModelFacts(features.Geometry(*geometry, float(crop)), *record["model"])
-
-
-def _files(params: ModelParams) -> list[Any]:
-    """Name, size and time of local model files, so that a replaced file is noticed."""
-    from pathlib import Path
-
-    folder = Path(params.name)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    files += [Path(params.weights)] if params.weights and Path(params.weights).is_file() else []
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
 def _job(
@@ -138,15 +131,17 @@ def _job(
     device: str,
 ) -> Job:
     limits = Limits(params.min_side, params.max_pixels, params.max_aspect)
-    bounds = Bounds(max_chars=corpus_params.max_caption_chars)
+    columns = Columns("", corpus_params.caption_column, corpus_params.licence_column or None)
+    bounds = Bounds(max_chars=corpus_params.max_caption_chars, columns=columns)
     short_side = max((model.geometry.size for model in facts.values()), default=96)
-    numerics = {name: facts[name].numerics(models[name], device, short_side) for name in models}
+    decode = [DECODE_VERSION, short_side]
+    numerics = {name: facts[name].numerics(models[name], device, decode) for name in models}
     shared = {
         "corpus": build.corpus.uri,
         "limits": list(limits),
         "bounds": list(bounds),
         "models": numerics,
-        "decode": [DECODE_VERSION, short_side],
+        "decode": decode,
     }
     specs = {name: (models[name], facts[name], numerics[name]) for name in models}
     kin = family("describe", VERSION, shared)
@@ -160,7 +155,9 @@ class _State:
     def __init__(self, build: Build, job: Job):
         self.build = build
         self.names = {
-            "objects": family("objects", DECODE_VERSION, {"corpus": build.corpus.uri}),
+            "objects": family(
+                "objects", DECODE_VERSION, {"corpus": build.corpus.uri, "bounds": list(job.bounds)}
+            ),
             "headers": family("headers", DECODE_VERSION, {}),
             "looks": family("looks", DECODE_VERSION, {"decoded": job.short_side}),
         }
@@ -181,7 +178,8 @@ class _State:
         old = self.tables[name]
         merged = dict.fromkeys([*old.shards, *new])
         self.tables[name] = table = Table(old.name, tuple(merged))
-        key = digest([shard.sha256 for shard in table.shards])
+        # The count decides where a store's clock has whole seconds and two records are as old.
+        key = f"{len(table.shards):08d}-{digest([shard.sha256 for shard in table.shards])}"
         record = {"tables": {"rows": table.to_json()}}
         self.build.ledger.write(f"describe/{name.partition('/')[0]}", self.names[name], key, record)
 
@@ -266,7 +264,7 @@ def _cut_tar(job: Job, shard: Shards, shard_images: int) -> Iterator[Shards]:
         yield shard
         return
     part: list[Source] = []
-    for _, sample in groupby(members, key=_sample):
+    for sample in _samples(members):
         part += sample
         if len(part) >= shard_images:
             yield shard._replace(sources=tuple(part))
@@ -275,8 +273,13 @@ def _cut_tar(job: Job, shard: Shards, shard_images: int) -> Iterator[Shards]:
         yield shard._replace(sources=tuple(part))
 
 
-def _sample(source: Source) -> str:
-    return corpus.sample_stem(source.member) if source.member else source.key
+def _samples(sources: Iterable[Source]) -> list[list[Source]]:
+    """Members of a sample together, wherever they stand in the tar."""
+    samples: dict[tuple[str, str], list[Source]] = {}
+    for source in sources:
+        stem = corpus.sample_stem(source.member) if source.member else ""
+        samples.setdefault((source.key, stem), []).append(source)
+    return list(samples.values())
 
 
 def _split(job: Job, shard: Shards) -> list[Shards]:
@@ -284,10 +287,10 @@ def _split(job: Job, shard: Shards) -> list[Shards]:
     if len(shard.sources) == 1:
         source = shard.sources[0]
         return list(_cut_tar(job, shard, 64)) if source.kind == "tar" and not source.member else []
-    samples = [tuple(group) for _, group in groupby(shard.sources, key=_sample)]
+    samples = _samples(shard.sources)
     half = len(samples) // 2
     parts = [samples[:half], samples[half:]] if half else []
-    return [shard._replace(sources=tuple(s for group in part for s in group)) for part in parts]
+    return [shard._replace(sources=tuple(chain.from_iterable(part))) for part in parts]
 
 
 def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFrame:
@@ -317,15 +320,25 @@ def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFr
 
 
 def _add_objects(build: Build, state: _State, shards: list[Shard]) -> pl.DataFrame:
-    """Keep new object rows in the state, all but the vanished, which the next listing settles."""
+    """Keep new object rows in the state, but nothing of a file that vanished: the next listing
+    settles that. An image read once more has its row; only one lost meanwhile has a new one.
+    """
     rows = pl.DataFrame(tables.read(build.store, Table("objects", tuple(shards))))
-    seen = rows.join(
-        state.frame("objects", ["key", "member", "stamp"]),
-        on=["key", "member", "stamp"],
-        how="anti",
-        nulls_equal=True,
+    place = ["key", "member", "stamp"]
+    before = state.frame("objects", [*place, "image_id"]).unique(place, keep="last")
+    rows = rows.join(
+        before.with_columns(known=True), on=place, how="left", suffix="_known", nulls_equal=True
     )
-    lasting = seen.filter(pl.col("rule").is_null() | (pl.col("rule") != "vanished"))
+    other = (pl.col("image_id") != pl.col("image_id_known")).fill_null(False)
+    rows = rows.with_columns(
+        pl.when(~other).then("image_id").alias("image_id"),
+        pl.when(other).then(pl.lit("vanished")).otherwise("rule").alias("rule"),
+        pl.when(other).then(pl.lit("changed meanwhile")).otherwise("detail").alias("detail"),
+    )
+    lost = pl.col("image_id").is_null() & pl.col("image_id_known").is_not_null()
+    seen = rows.filter(pl.col("known").is_null() | lost).select(SCHEMAS["objects"].names)
+    gone = seen.filter(pl.col("rule") == "vanished")
+    lasting = seen.join(gone, on="key", how="anti")
     if lasting.height:
         state.add("objects", list(tables.write_frame(build.store, "objects", lasting).shards))
     return seen
