@@ -1,7 +1,8 @@
 """Make records: pairs with their labels, captions, sources, licences and split, in one table."""
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import polars as pl
@@ -17,6 +18,9 @@ from infra.licences import stricter
 from infra.tables import Table
 
 SHARD_ROWS = 100_000
+# Images of a component that may be validation data. It must not depend on the size of the corpus:
+# a component would change sides because others grew.
+LARGEST = 64
 
 
 class SplitParams(BaseModel):
@@ -24,7 +28,13 @@ class SplitParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    validation: float = Field(0.05, ge=0, le=0.5, description="Share aimed at for validation.")
+    validation: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        description="Share aimed at for validation, of images in groups of at most 64 that pairs "
+        "connect; larger groups are training data.",
+    )
 
 
 class Records(NamedTuple):
@@ -34,7 +44,7 @@ class Records(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "pairs": ("pair_id", "ties", "negatives"),
         "labels": ("pair_id", "instructions", "description", "labeller", "model"),
@@ -66,7 +76,8 @@ def make_records(
     for side in ("query", "target"):
         sided = about.rename({c: f"{side}_{c}" for c in about.columns if c != "image_id"})
         rows = rows.join(sided.rename({"image_id": side}), on=side, how="left")
-    split = splits(zip(rows["query"], rows["target"], strict=True), params.validation)
+    survivor = dict(frame(survivors).select("image_id", "survivor_id").iter_rows())
+    split = splits(zip(rows["query"], rows["target"], strict=True), survivor, params.validation)
     licences = [
         stricter(a, b) for a, b in rows.select("query_licence", "target_licence").iter_rows()
     ]
@@ -85,6 +96,8 @@ def _write(build: Build, rows: pl.DataFrame) -> Table:
     ]  # fmt: skip
     arrow = rows.select(ordered).to_arrow()
     plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in arrow.schema])
+    if not arrow.num_rows:  # readers need the columns of no records as well
+        return Table("records", (tables.write_shard(build.store, arrow.cast(plain)),))
     return tables.write(build.store, "records", arrow.cast(plain), SHARD_ROWS)
 
 
@@ -97,26 +110,37 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
 
 
-def splits(edges: Iterable[tuple[str, str]], validation: float) -> dict[str, str]:
+def splits(
+    edges: Iterable[tuple[str, str]], survivor: Mapping[str, str], validation: float
+) -> dict[str, str]:
     """Split of every image that is in a pair: what is connected by pairs stays on one side.
 
-    A component is named by its image of least hash, and that name decides, so it keeps its side
-    as it grows. A component larger than the share aimed at is training data, as a draw could not
-    give it to validation without overshooting.
+    A component is named by the image of least hash among its images and their near-duplicates, and
+    the name decides. So it keeps its side when a duplicate takes the place of its survivor, and as
+    it grows, unless a newcomer has the least hash or it merges with another. Components of more
+    than LARGEST images are training data: to hold one out would overshoot the share aimed at.
     """
     edges = sorted(set(edges))
     ids = sorted({image for edge in edges for image in edge})
+    if not ids:
+        return {}
     row = {image: at for at, image in enumerate(ids)}
     heads, tails = [row[a] for a, _ in edges], [row[b] for _, b in edges]
     graph = coo_array(([1] * len(edges), (heads, tails)), shape=(len(ids), len(ids)))
     _, labels = connected_components(graph, directed=False)
-    members: dict[int, list[str]] = {}
-    for image, label in zip(ids, labels.tolist(), strict=True):
-        members.setdefault(label, []).append(image)
-    side = {}
-    for label, images in members.items():
-        draw = min(hashlib.sha256(f"split {image}".encode()).hexdigest() for image in images)
-        small = len(images) <= max(2, validation * len(ids))
-        held_out = small and int(draw[-8:], 16) < validation * 2**32
-        side[label] = "validation" if held_out else "train"
-    return {image: side[label] for image, label in zip(ids, labels.tolist(), strict=True)}
+    size = Counter(labels.tolist())
+    draw: dict[int, str] = {}
+    for image in {*ids, *survivor}:
+        at = row.get(survivor.get(image, image))
+        if at is not None:
+            name = hashlib.sha256(f"split {image}".encode()).hexdigest()
+            draw[labels[at]] = min(name, draw.get(labels[at], name))
+    held_out = {
+        label
+        for label, name in draw.items()
+        if size[label] <= LARGEST and int(name[-8:], 16) < validation * 2**32
+    }
+    return {
+        image: "validation" if label in held_out else "train"
+        for image, label in zip(ids, labels.tolist(), strict=True)
+    }
