@@ -1,7 +1,7 @@
 """Exact k nearest neighbours of float16 vectors, ranked by integer score.
 
-A float32 product finds candidates; all that lie within a proven error of the k-th are scored
-again exactly, so a list depends on the set of vectors only, not on blocks, threads or device.
+FAISS finds candidates in float32; all that lie within a proven error of the k-th are scored again
+exactly, so a list depends on the set of vectors only, not on blocks, threads or device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from infra.errors import PairmillError
 
 ONE = 1_000_000  # the score of a vector with itself
-BLOCK = 2048  # a tile of float32 products (16 MiB) stays in the last-level cache
-GPU_BLOCK = 16_384
-GPU_FROM = 1 << 30  # products below which loading torch costs more than a GPU saves
-RESIDENT = 256 << 20  # bytes of normalised float32 vectors kept rather than made again per tile
+BLOCK = 4096  # queries searched at a time
+TILE = 4096  # rows of a FAISS tile; its own 1024 costs a quarter more at k = 50
+EXTRA = 12  # candidates beyond k that the first search asks for
+WIDEST = 2048  # candidates that FAISS gives on a GPU at most
+TF32 = 2.0**-9  # relative error of a product whose factors a GPU may round to 10 bits
 CHUNK = 4 << 20  # bytes of float64 vectors scored at a time by one thread
 
 Floats = NDArray[np.float32]
@@ -109,18 +110,15 @@ def search(
     """The first k rows of base by (score descending, row ascending), for every query.
 
     queries: float16[n, d]; base: float16[m, d]; returns Lists [n, k]. With `same`, queries are
-    base, half of the product is computed, and a row is not its own neighbour. With `offset`,
-    query i is row offset + i of base and is likewise left out of its own list. device: "cpu"
-    (NumPy), a torch device such as "cuda" or "cuda:1" ("torch:cpu" for its CPU), or "auto".
-    Neither device nor block changes the result. progress is called with (tiles done, tiles).
-    Beside the result it takes about 22 bytes per query and k with `same`, and blocks otherwise.
-    Raises VectorError like `scores`.
+    base and a row is not its own neighbour. With `offset`, query i is row offset + i of base and
+    is likewise left out of its own list. device: "cpu", "cuda" or "auto". Neither device nor
+    block changes the result. progress is called with (queries done, queries). Raises VectorError
+    like `scores`.
 
     Why it is exact: let e = `bound(d)`, v an approximate and s an exact score in units of one,
     |v - s| <= e. k candidates have v at or above the k-th largest, v_k, so s_k >= v_k - e, and a
-    row with s >= s_k has v >= v_k - 2e. v_k only rises as more rows are seen, so a candidate
-    below v_k - 2e is never needed. The others are scored exactly at the end, or at once where
-    more of them are tied than the buffer of 2 k + 32 holds.
+    row with s >= s_k has v >= v_k - 2e. A query whose last candidate lies below v_k - 2e has seen
+    all such rows; the others are searched wider, and at last scored against every row.
     """
     _check(queries, base)
     if same and (queries.shape != base.shape or offset is not None):
@@ -128,21 +126,93 @@ def search(
     n, m = len(queries), len(base)
     if k < 1 or not n or not m:
         return Lists(np.full((n, k), -1, np.int32), np.zeros((n, k), np.int32), 0)
-    k_found = min(k, m)
-    with ThreadPoolExecutor(_cores()) as threads:
-        engine = _engine(device, n * m, threads)
-        size = block or engine.block
-        vectors = _Vectors(queries, base, 0 if same else offset)
-        blocks = _Blocks(engine, base, vectors.base_lengths, size)
-        if same:
-            found = _search_same(vectors, blocks, k_found, progress)
-        else:
-            found = _search_other(vectors, blocks, k_found, progress)
-    if k_found == k:
-        return found
-    fill = ((0, 0), (0, k - k_found))
-    neighbour = np.pad(found.neighbour, fill, constant_values=-1)
-    return Lists(neighbour, np.pad(found.score, fill), found.computed)
+    vectors = _Vectors(queries, base, 0 if same else offset)
+    engine = _Flat(vectors, device)
+    keys = np.full((n, k), _NONE)
+    for span in _slices(n, block or BLOCK):
+        keys[span] = engine.first(np.arange(span.start, span.stop), k, k + EXTRA)
+        if progress:
+            progress(span.stop, n)
+    neighbour, score = _unpack(keys)
+    return Lists(neighbour, score, engine.computed)
+
+
+class _Flat:
+    """A FAISS flat index over the base, and the exact layer on top of it."""
+
+    def __init__(self, vectors: _Vectors, device: str) -> None:
+        import faiss
+
+        self.vectors, self.computed = vectors, 0
+        faiss.cvar.distance_compute_blas_database_bs = TILE
+        dimension = vectors.base.shape[1]
+        self.index = faiss.IndexFlatIP(dimension)
+        on_gpu = device == "cuda" or (device == "auto" and _gpus(faiss) > 0)
+        if on_gpu:
+            self.index = faiss.index_cpu_to_all_gpus(self.index)
+        self.window = 2 * (bound(dimension) + (TF32 if on_gpu else 0.0))
+        for span in _slices(len(vectors.base), 1 << 16):
+            self.index.add(_normalised(vectors.base[span], vectors.base_lengths[span]))
+
+    def first(self, lines: NDArray[np.int64], k: int, width: int) -> NDArray[np.int64]:
+        """Keys int64[len(lines), k] of the first k rows of the queries `lines`, _NONE beyond."""
+        m = len(self.vectors.base)
+        if width > WIDEST and width < m:
+            return self._against_all(lines, k)
+        value, row = self._candidates(lines, min(width, m))
+        place = min(k, value.shape[1]) - 1
+        kth = -np.partition(-value, place, axis=1)[:, place]
+        keys = self._keys(lines, row, value >= (kth - self.window)[:, None])
+        keys = np.pad(keys, ((0, 0), (0, max(0, k - keys.shape[1]))), constant_values=_NONE)[:, :k]
+        if width < m:
+            open_ = np.flatnonzero(value[:, -1] >= kth - self.window)
+            for part in _slices(len(open_), max(1, (1 << 22) // (8 * width))):
+                keys[open_[part]] = self.first(lines[open_[part]], k, 8 * width)
+        return keys
+
+    def _candidates(self, lines: NDArray[np.int64], width: int) -> tuple[Floats, NDArray[np.int64]]:
+        """Approximate scores, descending, and rows; the query itself has the score -inf."""
+        vectors = self.vectors
+        wide = _normalised(vectors.queries[lines], vectors.query_lengths[lines])
+        value, row = self.index.search(wide, width)
+        self.computed += len(lines) * len(vectors.base)
+        if vectors.offset is not None:
+            value[row == lines[:, None] + vectors.offset] = -np.inf
+        return value, row
+
+    def _keys(
+        self, lines: NDArray[np.int64], row: NDArray[np.int64], near: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """Exact keys of the candidates that are near enough, ascending."""
+        vectors, keys = self.vectors, np.full(row.shape, _NONE)
+        if vectors.offset is not None:
+            near = near & (row != lines[:, None] + vectors.offset)
+        at, column = np.nonzero(near)
+        found = row[at, column]
+        self.computed += len(at)
+        keys[at, column] = _pack(vectors.pairs(lines[at], found), found)
+        keys.sort(axis=1)
+        return keys
+
+    def _against_all(self, lines: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """Keys of the first k rows from the exact scores of every row."""
+        vectors, best = self.vectors, np.full((len(lines), 0), _NONE)
+        for columns in _slices(len(vectors.base), 1 << 14):
+            rows = np.arange(columns.start, columns.stop)
+            keys = _pack(vectors.table(lines, columns), rows[None, :])
+            if vectors.offset is not None:
+                keys[rows[None, :] == lines[:, None] + vectors.offset] = _NONE
+            best = np.sort(np.concatenate([best, keys], axis=1), axis=1)[:, :k]
+            self.computed += keys.size
+        return best
+
+
+def _gpus(faiss: Any) -> int:
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+
+
+def _normalised(vectors: NDArray[np.float16], lengths: NDArray[np.float64]) -> Floats:
+    return np.ascontiguousarray(vectors.astype(np.float32) * _inverse(lengths)[:, None])
 
 
 def distinct(vectors: NDArray[np.float16]) -> Groups:
@@ -218,46 +288,6 @@ def _expand_groups(
     return out
 
 
-def _search_same(vectors: _Vectors, blocks: _Blocks, k: int, progress: Progress | None) -> Lists:
-    """Every tile of the upper half serves its rows, and unless on the diagonal its columns."""
-    best = _Best(vectors, slice(0, len(vectors.base)), k)
-    done, total = 0, len(blocks.spans) * (len(blocks.spans) + 1) // 2
-    for i, rows in enumerate(blocks.spans):
-        left = blocks.load(i)
-        for j, columns in enumerate(blocks.spans[i:], i):
-            tile = blocks.engine.product(left, blocks.load(j))
-            best.computed += _area(rows, columns)
-            best.collect(blocks.engine, tile, 0, rows, columns)
-            if i != j:
-                best.collect(blocks.engine, tile, 1, columns, rows)
-            done += 1
-            if progress:
-                progress(done, total)
-    neighbour, score = best.finish(blocks.engine.threads)
-    return Lists(neighbour, score, best.computed)
-
-
-def _search_other(vectors: _Vectors, blocks: _Blocks, k: int, progress: Progress | None) -> Lists:
-    spans = list(_slices(len(vectors.queries), blocks.size))
-    neighbour = np.empty((len(vectors.queries), k), np.int32)
-    score = np.empty_like(neighbour)
-    computed = done = 0
-    for rows in spans:
-        best = _Best(vectors, rows, k)
-        lengths = vectors.query_lengths[rows]
-        left = blocks.engine.load(vectors.queries[rows], _inverse(lengths))
-        for j, columns in enumerate(blocks.spans):
-            tile = blocks.engine.product(left, blocks.load(j))
-            best.computed += _area(rows, columns)
-            best.collect(blocks.engine, tile, 0, rows, columns)
-            done += 1
-            if progress:
-                progress(done, len(spans) * len(blocks.spans))
-        neighbour[rows], score[rows] = best.finish(blocks.engine.threads)
-        computed += best.computed
-    return Lists(neighbour, score, computed)
-
-
 class _Vectors:
     """Both sides of a search with their float64 lengths, and the exact scores between them."""
 
@@ -269,319 +299,21 @@ class _Vectors:
         self.query_lengths = self.base_lengths if queries is base else _lengths(queries)
 
     def pairs(self, rows: NDArray[Any], columns: NDArray[Any]) -> Ints:
-        """Scores [r, w] of queries[rows] with base[columns], columns [r, w]."""
-        left = self.queries[rows].astype(np.float64)
-        right = self.base[columns].astype(np.float64)
-        dots = np.matmul(right, left[:, :, None])[:, :, 0]
-        return _round(dots, self.query_lengths[rows][:, None] * self.base_lengths[columns])
+        """Scores int32[r] of queries[rows] with base[columns], row by row."""
+
+        def part(span: slice) -> Ints:
+            left = self.queries[rows[span]].astype(np.float64)
+            right = self.base[columns[span]].astype(np.float64)
+            lengths = self.query_lengths[rows[span]] * self.base_lengths[columns[span]]
+            return _round(np.einsum("ij,ij->i", left, right), lengths)
+
+        return _join(part, len(rows), self.base.shape[1])
 
     def table(self, rows: NDArray[Any], columns: slice) -> Ints:
         """Scores [r, w] of queries[rows] with the block base[columns]."""
         left = self.queries[rows].astype(np.float64)
         dots = left @ self.base[columns].astype(np.float64).T
         return _round(dots, self.query_lengths[rows][:, None] * self.base_lengths[columns])
-
-
-class _Best:
-    """The candidates of the queries in `span`: approximate scores that may be among the first k.
-
-    A line is a query counted from the start of the span. floor[line] is v_k - 2e of `search`,
-    -inf until k candidates are known; what is not above it is never needed again.
-    """
-
-    def __init__(self, vectors: _Vectors, span: slice, k: int) -> None:
-        n = span.stop - span.start
-        self.vectors, self.start, self.k = vectors, span.start, k
-        self.window = np.float32(2.001 * bound(vectors.base.shape[1]))
-        self.room = 2 * k + 32
-        self.value = np.full((n, self.room), -np.inf, np.float32)
-        self.row = np.zeros((n, self.room), np.int32)
-        self.count = np.zeros(n, np.int32)
-        self.floor = np.full(n, -np.inf, np.float32)
-        self.computed = 0
-
-    def collect(self, engine: _Engine, tile: Any, axis: int, rows: slice, columns: slice) -> None:
-        """Take a tile's candidates for the queries `rows` (its rows, or columns on axis 1)."""
-        here = slice(rows.start - self.start, rows.stop - self.start)
-        floor, count = self.floor[here], self.count[here]
-        if axis == 0:
-            self._hide(engine, tile, rows, columns)
-        fresh = np.flatnonzero(np.isneginf(floor))
-        if fresh.size:
-            self._raise(engine, tile, axis, here, fresh, columns)
-        line, other, value = engine.above(tile, floor, axis)
-        full = np.bincount(line, minlength=len(count)) + count > self.room
-        if full.any():
-            self._compact(here.start + np.flatnonzero(full))
-            found = np.bincount(line, minlength=len(count))
-            busy = np.flatnonzero(found + count > self.room)
-            if busy.size:
-                self._raise(engine, tile, axis, here, busy, columns)
-            kept = value > floor[line]
-            line, other, value = line[kept], other[kept], value[kept]
-            crowded = np.bincount(line, minlength=len(count)) + count > self.room
-            if crowded.any():
-                kept = ~crowded[line]
-                line, other, value = line[kept], other[kept], value[kept]
-                self._settle(here.start + np.flatnonzero(crowded), columns)
-        self._append(here.start + line, columns.start + other, value)
-
-    def finish(self, threads: ThreadPoolExecutor) -> tuple[Ints, Ints]:
-        """Score what is left exactly; neighbour and score, int32[n, k] each."""
-        neighbour = np.empty((len(self.count), self.k), np.int32)
-        score = np.empty_like(neighbour)
-
-        def part(span: slice) -> int:
-            lines = np.arange(span.start, span.stop)
-            self._compact(lines)
-            keys = self._keys(lines)
-            computed = keys.size
-            if keys.shape[1] < self.k:
-                keys = np.pad(keys, ((0, 0), (0, self.k - keys.shape[1])), constant_values=_NONE)
-            keys.sort(axis=1)
-            neighbour[span], score[span] = _unpack(keys[:, : self.k])
-            return computed
-
-        self.computed += sum(threads.map(part, _slices(len(self.count), 512)))
-        return neighbour, score
-
-    def _hide(self, engine: _Engine, tile: Any, rows: slice, columns: slice) -> None:
-        """A query is not its own neighbour."""
-        if self.vectors.offset is None:
-            return
-        shift = rows.start + self.vectors.offset - columns.start
-        line = np.arange(max(0, -shift), min(rows.stop - rows.start, _length(columns) - shift))
-        if line.size:
-            engine.hide(tile, line, line + shift)
-
-    def _raise(
-        self,
-        engine: _Engine,
-        tile: Any,
-        axis: int,
-        here: slice,
-        lines: NDArray[np.int64],
-        columns: slice,
-    ) -> None:
-        """The k-th best of one tile alone is already a floor."""
-        if _length(columns) >= self.k:
-            floor = self.floor[here]
-            kth = engine.kth(tile, lines, self.k, axis)
-            floor[lines] = np.maximum(floor[lines], kth - self.window)
-
-    def _append(self, line: NDArray[np.int64], row: NDArray[np.int64], value: Floats) -> None:
-        """Add candidates, given in ascending order of their lines."""
-        if not line.size:
-            return
-        head = np.flatnonzero(np.diff(line, prepend=-1))
-        added = np.diff(head, append=len(line))
-        place = np.arange(len(line)) - np.repeat(head, added) + self.count[line]
-        self.value[line, place] = value
-        self.row[line, place] = row
-        self.count[line[head]] += added.astype(np.int32)
-
-    def _compact(self, lines: NDArray[np.int64]) -> None:
-        """Raise the floor to what the candidates allow and drop those that it covers."""
-        order = np.argsort(-self.value[lines], axis=1)
-        value = np.take_along_axis(self.value[lines], order, 1)
-        self.floor[lines] = np.maximum(self.floor[lines], value[:, self.k - 1] - self.window)
-        value[value <= self.floor[lines][:, None]] = -np.inf
-        self.value[lines] = value
-        self.row[lines] = np.take_along_axis(self.row[lines], order, 1)
-        self.count[lines] = np.isfinite(value).sum(axis=1)
-
-    def _settle(self, lines: NDArray[np.int64], columns: slice) -> None:
-        """More ties than there is room for: score all of a tile exactly and keep the first k."""
-        for part in _slices(len(lines), 256):
-            some = lines[part]
-            held = self._keys(some)
-            row = np.arange(columns.start, columns.stop)
-            met = _pack(self.vectors.table(self.start + some, columns), row)
-            if self.vectors.offset is not None:
-                met[row == (self.start + some + self.vectors.offset)[:, None]] = _NONE
-            self.computed += held.size + met.size
-            keys = np.concatenate([held, met], axis=1)
-            keys = np.sort(np.partition(keys, self.k - 1, axis=1)[:, : self.k], axis=1)
-            neighbour, score = _unpack(keys)
-            self.value[some] = -np.inf
-            self.value[some, : self.k] = np.where(keys == _NONE, -np.inf, score / ONE)
-            self.row[some, : self.k] = neighbour
-            self.count[some] = (keys != _NONE).sum(axis=1)
-
-    def _keys(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The candidates with their exact scores as keys, as wide as the longest line."""
-        width = int(self.count[lines].max())
-        keys = np.empty((len(lines), width), np.int64)
-        for part in _slices(len(lines), max(1, CHUNK // (8 * max(width, 1) * self._dimension))):
-            row = self.row[lines[part], :width]
-            keys[part] = _pack(self.vectors.pairs(self.start + lines[part], row), row)
-        keys[np.arange(width) >= self.count[lines][:, None]] = _NONE
-        return keys
-
-    @property
-    def _dimension(self) -> int:
-        return max(1, self.vectors.base.shape[1])
-
-
-class _Engine(Protocol):
-    """Where the float32 products are computed. Lines are rows of a tile, or columns on axis 1."""
-
-    block: int
-    threads: ThreadPoolExecutor
-
-    def load(self, vectors: NDArray[np.float16], inverse: Floats) -> Any:
-        """Normalised float32 rows."""
-
-    def product(self, left: Any, right: Any) -> Any:
-        """The tile left @ right.T, valid until the next call."""
-
-    def hide(self, tile: Any, row: NDArray[np.int64], column: NDArray[np.int64]) -> None:
-        """Set elements to -inf."""
-
-    def kth(self, tile: Any, lines: NDArray[np.int64], k: int, axis: int) -> Floats:
-        """The k-th largest value of some lines."""
-
-    def above(
-        self, tile: Any, floor: Floats, axis: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-        """What lies above its line's floor: (line ascending, other index, value)."""
-
-
-class _Cpu:
-    """NumPy: its BLAS uses the cores it likes for the product, `threads` scan the tile."""
-
-    block = BLOCK
-
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
-        self.threads = threads
-        self.parts = min(_cores(), 16)
-        # Fresh memory for every tile would cost more page faults than the scan costs time.
-        self._tile = np.empty(0, np.float32)
-        self._mask = np.empty(0, np.bool_)
-
-    def load(self, vectors: NDArray[np.float16], inverse: Floats) -> Floats:
-        out = vectors.astype(np.float32)
-        out *= inverse[:, None]
-        return out
-
-    def product(self, left: Floats, right: Floats) -> Floats:
-        size = len(left) * len(right)
-        if self._tile.size < size:
-            self._tile, self._mask = np.empty(size, np.float32), np.empty(size, np.bool_)
-        tile = self._tile[:size].reshape(len(left), len(right))
-        return np.matmul(left, right.T, out=tile)
-
-    def hide(self, tile: Floats, row: NDArray[np.int64], column: NDArray[np.int64]) -> None:
-        tile[row, column] = -np.inf
-
-    def kth(self, tile: Floats, lines: NDArray[np.int64], k: int, axis: int) -> Floats:
-        def part(some: NDArray[np.int64]) -> Floats:
-            values = tile[some] if axis == 0 else np.ascontiguousarray(tile[:, some].T)
-            at = values.shape[1] - k
-            return np.partition(values, at, axis=1)[:, at]
-
-        return np.concatenate(list(self.threads.map(part, np.array_split(lines, self.parts))))
-
-    def above(
-        self, tile: Floats, floor: Floats, axis: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-        mask = self._mask[: tile.size].reshape(tile.shape)
-
-        def part(rows: slice) -> NDArray[np.int64]:
-            limit = floor[rows, None] if axis == 0 else floor[None, :]
-            np.greater(tile[rows], limit, out=mask[rows])
-            return np.flatnonzero(mask[rows]) + rows.start * tile.shape[1]
-
-        step = -(-len(tile) // self.parts)
-        flat = np.concatenate(list(self.threads.map(part, _slices(len(tile), step))))
-        value = tile.reshape(-1)[flat]
-        row, column = np.divmod(flat, tile.shape[1])
-        if axis == 0:
-            return row, column, value
-        # 16-bit integers are sorted by radix, ten times faster.
-        order = np.argsort(column.astype(np.min_scalar_type(tile.shape[1])), kind="stable")
-        return column[order], row[order], value[order]
-
-
-class _Torch:
-    """The same on a torch device; only candidates leave it."""
-
-    block = GPU_BLOCK
-
-    def __init__(self, threads: ThreadPoolExecutor, device: str) -> None:
-        import torch
-
-        self.torch, self.threads, self.device = torch, threads, device
-        probe = torch.full((64, 64), 1 + 2.0**-20, device=device)
-        if not torch.equal(probe @ torch.eye(64, device=device), probe):
-            raise PairmillError(
-                "torch rounds float32 products on this device (TF32 or bfloat16), which breaks "
-                "exact search: call torch.set_float32_matmul_precision('highest')"
-            )
-
-    def load(self, vectors: NDArray[np.float16], inverse: Floats) -> Any:
-        rows = self._put(vectors).to(self.torch.float32)
-        return rows * self._put(inverse)[:, None]
-
-    def product(self, left: Any, right: Any) -> Any:
-        return left @ right.T
-
-    def hide(self, tile: Any, row: NDArray[np.int64], column: NDArray[np.int64]) -> None:
-        tile[self._put(row), self._put(column)] = -self.torch.inf
-
-    def kth(self, tile: Any, lines: NDArray[np.int64], k: int, axis: int) -> Floats:
-        values = tile.index_select(axis, self._put(lines))
-        kth: Floats = values.topk(k, dim=1 - axis).values.select(1 - axis, k - 1).cpu().numpy()
-        return kth
-
-    def above(
-        self, tile: Any, floor: Floats, axis: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-        lines = tile if axis == 0 else tile.T
-        found = (lines > self._put(floor)[:, None]).nonzero(as_tuple=True)
-        line, other = (x.cpu().numpy() for x in found)
-        return line, other, lines[found].cpu().numpy()
-
-    def _put(self, array: NDArray[Any]) -> Any:
-        return self.torch.tensor(array, device=self.device)
-
-
-def _engine(device: str, products: int, threads: ThreadPoolExecutor) -> _Engine:
-    if device == "auto":
-        device = "cpu"
-        if products >= GPU_FROM:
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return _Cpu(threads)
-    return _Torch(threads, device.removeprefix("torch:"))
-
-
-class _Blocks:
-    """The base in blocks of normalised float32 rows, kept as far as RESIDENT bytes allow."""
-
-    def __init__(
-        self,
-        engine: _Engine,
-        base: NDArray[np.float16],
-        lengths: NDArray[np.float64],
-        size: int,
-    ) -> None:
-        self.engine, self.size, self._base = engine, size, base
-        self._inverse = _inverse(lengths)
-        self.spans = list(_slices(len(base), size))
-        self._keep = RESIDENT // max(1, 4 * size * base.shape[1])
-        self._kept: dict[int, Any] = {}
-
-    def load(self, number: int) -> Any:
-        if number in self._kept:
-            return self._kept[number]
-        span = self.spans[number]
-        rows = self.engine.load(self._base[span], self._inverse[span])
-        if number < self._keep:
-            self._kept[number] = rows
-        return rows
 
 
 def _check(a: NDArray[Any], b: NDArray[Any]) -> None:
@@ -644,14 +376,6 @@ def _join(part: Callable[[slice], NDArray[Any]], n: int, dimension: int) -> NDAr
 
 def _slices(n: int, step: int) -> Iterator[slice]:
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
-
-
-def _length(span: slice) -> int:
-    return int(span.stop - span.start)
-
-
-def _area(rows: slice, columns: slice) -> int:
-    return _length(rows) * _length(columns)
 
 
 def _cores() -> int:

@@ -165,16 +165,6 @@ def test_scores_do_not_depend_on_the_order_of_rows(vectors, k, seed):
     np.testing.assert_array_equal(straight.score[order], mixed.score)
 
 
-def test_half_the_products_are_enough_for_all_against_all():
-    vectors = unit(np.random.default_rng(0).standard_normal((1000, 24)))
-    ticks = []
-    half = search(vectors, vectors, 5, same=True, block=100, progress=lambda *x: ticks.append(x))
-    full = search(vectors, vectors, 5, offset=0, block=100)
-    assert_lists(half, (full.neighbour, full.score))
-    assert 550_000 < half.computed < 570_000 < 1_000_000 < full.computed < 1_020_000
-    assert ticks[0] == (1, 55) and ticks[-1] == (55, 55)
-
-
 def test_equal_vectors_are_grouped_by_their_first_row():
     rows = np.array([[1, 0], [0, 0], [0, 1], [1, -0.0], [-0.0, 0], [1, 0]], np.float16)
     first, inverse, own = distinct(rows)
@@ -211,16 +201,6 @@ def test_parallel_vectors_tie_with_equal_ones_and_are_ordered_by_row():
     found = expand(search(vectors, vectors, 2, same=True), groups, 2)
     assert_lists(found, brute(rows, rows, 2, offset=0))
     assert found.neighbour[0].tolist() == [1, 2]
-
-
-def test_the_torch_engine_gives_the_same_lists():
-    rng = np.random.default_rng(4)
-    vectors = unit(rng.standard_normal((300, 33)))
-    vectors[rng.permutation(300)[:150]] = vectors[7]
-    vectors.flags.writeable = False
-    for block in (64, None):
-        found = search(vectors, vectors, 9, same=True, device="torch:cpu", block=block)
-        assert_lists(found, brute(vectors, vectors, 9, offset=0))
 
 
 @pytest.mark.gpu
