@@ -46,7 +46,7 @@ def fold_fates(
 ) -> Fates:
     """Fold what was kept and what was dropped into fates.
 
-    Raises PairmillError where something listed has no fate, or two.
+    Raises PairmillError where something listed has no fate, or two, or was dropped and published.
     """
     dropped = pl.concat([pl.DataFrame(tables.read(build.store, table)) for table in drops])
     seen = pl.DataFrame(tables.read(build.store, objects))
@@ -58,6 +58,7 @@ def fold_fates(
     of_objects = _object_fates(dropped, seen, usable, of_images)
     of_pairs = _pair_fates(dropped, records)
     _balance("image", of_images, seen["image_id"].drop_nulls().unique())
+    _check_published(of_images, records)
     listed = pl.concat([_of_level(dropped, "object", "snapshot")["id"], object_ids(seen)])
     _balance("object", of_objects, listed)
     reversed_pairs = _of_level(dropped, "pair", "mine_pairs")["id"]
@@ -141,6 +142,17 @@ def _pair_fates(dropped: pl.DataFrame, records: pl.DataFrame) -> pl.DataFrame:
         pl.lit("pair").alias("level"), pl.lit(None, pl.String).alias("image_id")
     )
     return pl.concat([lost.select(COLUMNS), kept])
+
+
+def _check_published(of_images: pl.DataFrame, records: pl.DataFrame) -> None:
+    """Refuse to go on where a record has an image that some stage dropped."""
+    paired = of_images.filter(pl.col("fate") == "paired")["id"].to_list()
+    wrong = {*records["query"], *records["target"]}.difference(paired)
+    if wrong:
+        raise PairmillError(
+            f"the fates of {len(of_images)} images don't balance: {len(wrong)} were dropped and "
+            "are in records all the same; nothing is published, please report this"
+        )
 
 
 def _balance(level: str, fates: pl.DataFrame, listed: pl.Series) -> None:
