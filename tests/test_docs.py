@@ -1,0 +1,118 @@
+"""The documentation holds: it is fresh, its links resolve, its commands and configs are real."""
+
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+import yaml
+
+from flows.cli import app
+from flows.config import parse_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [page.name for page in PAGES]
+# YAML of others, known by a top-level key: Prefect's deployments, Compose and Kubernetes files.
+NOT_OURS = {"deployments", "pull", "definitions", "work_pools", "services", "apiVersion"}
+SHELL = ("sh", "bash", "shell", "console")
+
+
+class Fence(NamedTuple):
+    """A fenced block and its language."""
+
+    language: str
+    text: str
+
+
+def fences(text: str) -> list[Fence]:
+    found = re.findall(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", text, re.M | re.S)
+    return [Fence(language, body) for _, language, body in found]
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^( *)```.*?^\1```", "", text, flags=re.M | re.S)
+
+
+def commands(text: str) -> Iterator[str]:
+    """Command lines in shell blocks and inline code, without prompts, folders and comments."""
+    lines = [line for f in fences(text) if f.language in SHELL for line in f.text.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", prose(text))
+    for line in lines:
+        for part in re.split(r"&&|;|\|", line.partition(" #")[0]):
+            yield re.sub(r"^\s*(\$ )?(\.venv/bin/)?", "", part).strip()
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(
+        r"^#+ +(.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), re.M
+    )
+    return {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+def test_the_configuration_page_is_fresh() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert generate["PAGE"].read_text("utf-8") == generate["page"](), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_relative_links_and_their_anchors_resolve(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text("utf-8")))
+    broken = []
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        known = slugs(file) if anchor and file.suffix == ".md" and file.exists() else {anchor}
+        if not file.exists() or anchor not in known:
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    command_line: Any = typer.main.get_command(app)
+    unknown = []
+    for line in commands(page.read_text("utf-8")):
+        program, *words = line.split() or [""]
+        if program != "pairmill" or not words:
+            continue
+        command = command_line.commands.get(words[0])
+        options = {o for p in command.params for o in p.opts} if command else set()
+        given = [word.partition("=")[0] for word in words[1:] if word.startswith("-")]
+        if command is None or not set(given) <= {*options, "--help"}:
+            unknown.append(line)
+    assert unknown == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_make_targets_exist(page: Path) -> None:
+    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    lines = [line.split() for line in commands(page.read_text("utf-8"))]
+    named = {words[1] for words in lines if len(words) > 1 and words[0] == "make"}
+    assert named <= known
+
+
+def examples() -> Iterator[Any]:
+    for page in PAGES:
+        blocks = [f.text for f in fences(page.read_text("utf-8")) if f.language in ("yaml", "yml")]
+        for number, block in enumerate(blocks, 1):
+            yield pytest.param(block, id=f"{page.name}-{number}")
+
+
+@pytest.mark.parametrize("block", list(examples()))
+def test_yaml_examples_are_configs(block: str) -> None:
+    """A fragment is laid over the sample's config: a section key by key, a model or space whole."""
+    for data in yaml.safe_load_all(block):
+        if NOT_OURS & data.keys():
+            continue
+        whole = yaml.safe_load((ROOT / "sample" / "config.yaml").read_text("utf-8"))
+        for key, value in data.items():
+            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = {**whole[key], **value} if both else value
+        parse_config(whole)
