@@ -4,13 +4,11 @@ import re
 import unicodedata
 
 # CSI and OSC sequences with their parameters, then any other escape and the character after it.
-ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*"
-    r"(?:\x07|\x1b\\|\x9c)?|\x1b."
-)
+# C1 controls start sequences too, but in captions they are bytes of a wrongly decoded text.
+ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.")
 # Joiners are format characters too, but Persian, Indic scripts and emoji are not readable without.
 JOINERS = "\u200c\u200d"
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#!&~$:@^=])|(?<=www)(\.)|^(?=[-+])|^(\d+)(?=[.)])")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#!&~$:@^=])|(?<=www)(\.)|^(?=[-+])|^(\d+)(?=[.)](?: |$))")
 ELLIPSIS = "\u2026"
 
 

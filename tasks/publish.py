@@ -21,8 +21,10 @@ from infra import corpus, tables
 from infra.build import Build
 from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError, Refused
+from infra.hugging_face import FILES, card_metadata
 from infra.store import Conflict, NotFound, Store
 from infra.tables import Table
+from infra.text import markdown
 
 TAR_BYTES = 256 << 20
 TEMPLATES = Path(__file__).parent / "templates"
@@ -114,8 +116,8 @@ def publish(
     manifest["files"] = files.written
     build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
     entry = {k: manifest[k] for k in ("dataset", "version", "digest", "config_digest")}
-    _move_latest(build.store, dataset, entry, etag)
-    return _named(build, dataset, entry, fresh=True)
+    named = _move_latest(build.store, dataset, entry, etag)
+    return _named(build, dataset, named, fresh=named["version"] == number)
 
 
 def _frame(build: Build, table: Table) -> pl.DataFrame:
@@ -275,7 +277,22 @@ def _card(manifest: Mapping[str, Any], params: PublishParams) -> str:
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
-    return environment.get_template("card.md").render(m=manifest, title=params.title)
+    environment.filters |= {"markdown": markdown, "number": "{:,}".format}
+    title = params.title or f"{manifest['dataset']} pairs"
+    splits = manifest["counts"]["splits"]
+    return environment.get_template("card.md").render(
+        m=manifest,
+        title=title,
+        metadata=card_metadata(manifest, title),
+        files={s: path for s, path in FILES if splits.get(s)},
+        dropped=_dropped,
+    )
+
+
+def _dropped(counts: Mapping[str, int], fates: Iterable[str]) -> str:
+    """Counts of fates in words, as a cell of the card."""
+    shown = ((fate.replace("_", " "), counts[fate]) for fate in fates if counts.get(fate))
+    return ", ".join(f"{count:,} {markdown(name)}" for name, count in shown)
 
 
 def read_latest(store: Store, dataset: str) -> tuple[dict[str, Any] | None, str | None]:
@@ -301,14 +318,18 @@ def _claim(store: Store, dataset: str) -> int:
             number += 1
 
 
-def _move_latest(store: Store, dataset: str, entry: Mapping[str, Any], etag: str | None) -> None:
+def _move_latest(
+    store: Store, dataset: str, entry: Mapping[str, Any], etag: str | None
+) -> Mapping[str, Any]:
+    """Make `latest` name an entry; returns what it names, which may be another build's equal."""
     key = f"datasets/{dataset}/latest.json"
     try:
         store.put(key, canonical(dict(entry)), if_match=etag, if_absent=etag is None)
+        return entry
     except Conflict:
-        now, etag = read_latest(store, dataset)
-        if now and now["digest"] == entry["digest"]:
-            return
+        now, _ = read_latest(store, dataset)
+        if now and all(now[k] == entry[k] for k in ("digest", "config_digest")):
+            return now
         raise PairmillError(
             f"another build published version {now['version'] if now else '?'} of {dataset} "
             f"meanwhile; version {entry['version']} is complete but latest does not name it, "
@@ -330,7 +351,10 @@ def _named(build: Build, dataset: str, entry: Mapping[str, Any], *, fresh: bool)
 
 
 def find_version(store: Store, dataset: str, name: str) -> dict[str, Any]:
-    """The manifest of a version by number, digest prefix or `latest`. Raises PairmillError."""
+    """The manifest of a version by number, digest prefix or `latest`. Raises PairmillError.
+
+    Less than eight digits are a number. Of versions with one digest it is the newest.
+    """
     latest, _ = read_latest(store, dataset)
     if latest is None:
         raise PairmillError(
@@ -339,18 +363,21 @@ def find_version(store: Store, dataset: str, name: str) -> dict[str, Any]:
     if name == "latest":
         name = str(latest["version"])
     prefix = f"datasets/{dataset}/v"
-    manifests = [s.key for s in store.list(prefix) if s.key.endswith("/manifest.json")]
-    for key in sorted(manifests, reverse=True):
-        number = int(key[len(prefix) :].split("/")[0])
-        if name.isdigit() and len(name) < 8 and number != int(name):
-            continue
-        manifest: dict[str, Any] = json.loads(store.get(key))
-        if (name.isdigit() and number == int(name)) or manifest["digest"].startswith(name):
-            return manifest
+    keys = [s.key for s in store.list(prefix) if s.key.endswith("/manifest.json")]
+    numbers = {int(key[len(prefix) :].split("/")[0]): key for key in keys}
+    if name.isdecimal() and len(name) < 8:
+        found = [_manifest(store, numbers[int(name)])] if int(name) in numbers else []
+    else:
+        manifests = (_manifest(store, numbers[n]) for n in sorted(numbers, reverse=True) if name)
+        found = [m for m in manifests if m["digest"].startswith(name)]
+    if len({manifest["digest"] for manifest in found}) == 1:
+        return found[0]
     raise PairmillError(
-        f"{dataset!r} has no version {name!r}; versions: {_numbers(manifests, prefix)}"
+        f"{dataset!r} has {'several versions' if found else 'no version'} {name!r}; versions: "
+        + (", ".join(map(str, sorted(numbers))) or "none")
     )
 
 
-def _numbers(keys: Iterable[str], prefix: str) -> str:
-    return ", ".join(str(int(key[len(prefix) :].split("/")[0])) for key in sorted(keys)) or "none"
+def _manifest(store: Store, key: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(store.get(key))
+    return manifest
