@@ -37,7 +37,7 @@ def object_name(picture: Picture) -> str:
 
 
 def write_bucket(corpus: Path, out: Path) -> tuple[int, int]:
-    """Replaces `out` by the drawn pictures, `captions.csv` and a note; returns (pictures, bytes)."""
+    """Replaces `out` by pictures, `captions.csv` and a note; returns (pictures, bytes)."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     rows = []
