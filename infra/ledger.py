@@ -60,11 +60,13 @@ class Ledger:
             return None
         try:
             record = json.loads(data)
-        except ValueError as error:
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
             raise PairmillError(
                 f"the ledger record {path} in {self.store.uri} is damaged; "
                 "delete it and the work it stood for is done again"
-            ) from error
+            )
         if record.get("format") != FORMAT:
             raise PairmillError(
                 f"the ledger record {path} has format {record.get('format')}, this Pairmill reads "

@@ -1,0 +1,157 @@
+"""The ledger: finished work is found again under its key, and under no other."""
+
+from typing import NamedTuple
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from infra import tables
+from infra.build import WouldRun
+from infra.errors import PairmillError
+from infra.ledger import Ledger, family, stage
+from infra.store import Location, open_store
+from infra.tables import Table
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    factor: int = 2
+    note: str = ""
+
+
+class Doubled(NamedTuple):
+    members: Table
+    more: dict[str, Table]
+
+
+RUNS: list[int] = []
+
+
+def _double(build, members: Table, params: Params) -> Doubled:
+    RUNS.append(params.factor)
+    rows = tables.read(build.store, members).to_pylist() * params.factor
+    table = tables.write(build.store, "members", rows)
+    return Doubled(table, {"same": table})
+
+
+def make(version: int = 1, **options):
+    meaning = options.pop("meaning", lambda params: {"factor": params.factor})
+    return stage(version, {"members": ["image_id"]}, meaning, **options)(_double)
+
+
+@pytest.fixture(autouse=True)
+def _no_runs():
+    RUNS.clear()
+
+
+def members(build, *ids: str, shard_rows: int = 10) -> Table:
+    rows = [{"image_id": image_id} for image_id in ids]
+    return tables.write(build.store, "members", rows, shard_rows)
+
+
+def test_the_same_work_is_done_once(build):
+    double = make()
+    first = double(build, members(build, "a", "b"), Params())
+    assert double(build, members(build, "a", "b"), params=Params()) == first
+    assert RUNS == [2]
+    assert (double.stage, double.version, double.reads) == ("_double", 1, {"members": ["image_id"]})
+
+
+def test_neither_order_nor_shards_nor_idle_parameters_make_it_new(build):
+    double = make()
+    first = double(build, members(build, "a", "b", "c"), Params())
+    again = double(build, members(build, "c", "a", "b", shard_rows=1), Params(note="other"))
+    assert again == first and RUNS == [2]
+
+
+def test_rows_parameters_and_version_do(build):
+    make()(build, members(build, "a"), Params())
+    make()(build, members(build, "b"), Params())
+    make()(build, members(build, "a"), Params(factor=3))
+    make(version=2)(build, members(build, "a"), Params())
+    assert RUNS == [2, 2, 3, 2]
+
+
+def test_a_result_that_is_not_final_is_returned_and_not_recorded(build):
+    double = make(is_final=lambda outputs, build: False)
+    double(build, members(build, "a"), Params())
+    double(build, members(build, "a"), Params())
+    assert RUNS == [2, 2]
+
+
+def test_a_stage_that_fails_leaves_no_record(build):
+    failing = stage(1, {"members": ["image_id"]}, lambda params: params.factor)(_fails)
+    for _ in range(2):
+        with pytest.raises(OSError, match="once more"):
+            failing(build, members(build, "a"), Params())
+    assert RUNS == [0, 0]
+
+
+def _fails(build, members: Table, params: Params) -> Doubled:
+    RUNS.append(0)
+    raise OSError("once more")
+
+
+def test_a_planning_build_stops_before_the_work(build):
+    plan = type(build)(build.corpus, build.store, build.pool, planning=True)
+    with pytest.raises(WouldRun) as caught:
+        make()(plan, members(build, "a"), Params())
+    assert caught.value.stage == "_double" and RUNS == []
+    make()(build, members(build, "a"), Params())
+    make()(plan, members(build, "a"), Params())
+    assert RUNS == [2]
+
+
+def test_a_family_has_the_name_the_version_and_the_parameters():
+    names = [
+        family("search", 1, {"k": 5}),
+        family("mine", 1, {"k": 5}),
+        family("search", 2, {"k": 5}),
+        family("search", 1, {"k": 6}),
+        family("search", 1, {"k": 5.0}),
+    ]
+    assert len(set(names)) == len(names)
+    assert family("search", 1, {"b": 0.5, "a": 1}) == family("search", 1, {"a": 1, "b": 0.5})
+
+
+# Records -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Ledger:
+    return Ledger(open_store(Location(uri=str(tmp_path / "store"))))
+
+
+def test_a_record_is_found_under_its_key(ledger):
+    assert ledger.find("search", "fam", "key") is None
+    ledger.write("search", "fam", "key", {"tables": {}})
+    assert ledger.find("search", "fam", "key") == {"format": 1, "tables": {}}
+    assert ledger.find("search", "other", "key") is None
+
+
+def test_the_newest_record_of_a_family_wins(ledger):
+    assert ledger.newest("search", "fam") is None
+    for n in (2, 1, 3, 0):
+        ledger.write("search", "fam", f"{n}", {"n": n})
+    ledger.write("search", "fam/receipts", "9", {"n": 9})
+    ledger.write("search", "family", "8", {"n": 8})
+    assert ledger.newest("search", "fam")["n"] == 0
+
+
+def test_a_record_of_floats_is_refused(ledger):
+    with pytest.raises(TypeError, match="float"):
+        ledger.write("search", "fam", "key", {"score": 0.5})
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[1]", b"3"])
+def test_a_damaged_record_says_what_to_do(data, ledger):
+    ledger.store.put("ledger/search/fam/key.json", data)
+    with pytest.raises(PairmillError, match=r"key\.json .*is damaged; delete it"):
+        ledger.find("search", "fam", "key")
+
+
+def test_a_record_of_a_later_format_is_refused(ledger):
+    ledger.store.put("ledger/search/fam/key.json", b'{"format": 2}')
+    with pytest.raises(PairmillError, match="has format 2, this Pairmill reads 1"):
+        ledger.find("search", "fam", "key")
