@@ -246,7 +246,9 @@ def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
 def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[tuple[str, bytes]]:
     """The pictures of all records as WebDataset tars: `<image_id>.<type>` and `.json`."""
     places = corpus.sources(_frame(build, contents.objects))
-    filled = pictures.with_columns(number=pl.col("bytes").cum_sum() // TAR_BYTES)
+    filled = pictures.with_columns(
+        number=(pl.col("bytes").cum_sum() - pl.col("bytes")) // TAR_BYTES
+    )
     for (number,), part in filled.group_by("number", maintain_order=True):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
