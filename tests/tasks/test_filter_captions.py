@@ -166,9 +166,7 @@ def test_a_caption_shared_by_many_pictures_ranks_below_a_specific_one(build):
 def test_the_cut_is_a_function_of_the_set(tmp_path_factory, shuffler, fraction):
     images = {f"i{n}": angle(10 * n) for n in range(9)}
     captions = {f"c{n}": angle(10 * n + n * n) for n in range(9)}
-    aligned = [
-        (f"i{n}", f"c{n}", round(1e6 * _cosine(angle(0), angle(n * n)))) for n in range(9)
-    ]
+    aligned = [(f"i{n}", f"c{n}", round(1e6 * _cosine(angle(0), angle(n * n)))) for n in range(9)]
     outcomes = []
     for _ in range(2):
         shuffler.shuffle(aligned)
