@@ -1,14 +1,14 @@
 """Histograms of scores as SVG: equal data give equal bytes, text stays text, nothing behind it."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 INK, QUIET, KEPT, LEFT = "#191c22", "#565d69", "#2350b8", "#c6ccd6"
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Any = {
     "svg.hashsalt": "pairmill",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -61,7 +61,7 @@ def histogram(found: Tally, low: int, high: int | None) -> bytes:
     from matplotlib.figure import Figure
 
     edges, heights = _bars(found, [low] if high is None else [low, high])
-    with rc_context(dict(SETTINGS)):
+    with rc_context(SETTINGS):
         figure = Figure(figsize=(5, 2.5), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()

@@ -391,7 +391,7 @@ def _chosen(records: pl.DataFrame) -> list[str]:
         .with_columns(turn=pl.int_range(pl.len()).over("space", "fifth"))
         .sort("turn", "pair_id")
     )
-    fresh, again, seen = [], [], set[str]()
+    fresh, again, seen = list[str](), list[str](), set[str]()
     for pair_id, query, target in found.select("pair_id", "query", "target").iter_rows():
         (again if {query, target} & seen else fresh).append(pair_id)
         seen |= {query, target}
