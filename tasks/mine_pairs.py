@@ -140,8 +140,9 @@ def _load(
     column, table = ("image_id", vectors) if of == "image" else ("caption_id", texts)
     names, matrix = tables.gather(build.store, table[model], frame[column].drop_nulls().to_list())
     wanted = np.array(frame[column].fill_null("").to_list(), dtype="S64")
-    row = np.searchsorted(np.array(names, dtype="S64"), wanted).astype(np.int32)
-    row[wanted == b""] = -1
+    known = np.array([*names, "~"], dtype="S64")
+    row = np.searchsorted(known[:-1], wanted).astype(np.int32)
+    row[known[row] != wanted] = -1
     bounds = band_bounds(score[neighbour >= 0], unit, low, high)
     return Space(len(inside), wide, scores, *bounds, matrix, row)
 

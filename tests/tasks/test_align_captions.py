@@ -1,9 +1,11 @@
 """Of several captions an image uses the one that fits best."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.errors import PairmillError
 from tasks.align_captions import AlignParams, align_captions
 from tests.tasks.examples import angle, cosine, new_build, put, put_vectors, tuples
 
@@ -51,6 +53,15 @@ def test_without_captions_every_image_stays_without_one(build):
 
 def test_an_empty_corpus_aligns_to_nothing(build):
     assert align(build, [], {}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [(("b", "x"), "1 of 2 images have no vector"), (("a", "y"), "1 of 2 captions have no vector")],
+)
+def test_no_image_is_scored_by_the_vector_of_another(build, link, message):
+    with pytest.raises(PairmillError, match=message):
+        align(build, [("a", "x"), link], {"a": EAST, "c": WEST}, {"x": EAST, "z": WEST})
 
 
 def test_each_score_is_counted_once_and_an_unchanged_corpus_costs_nothing(build):

@@ -45,8 +45,9 @@ def lists_of(vectors, k):
     }
 
 
-def mine(build, corpus, spaces, k=50, shuffle=list, **params):
+def mine(build, corpus, spaces, k=50, shuffle=list, eligible=None, **params):
     """`spaces`: name -> (model, of, unit, low, high); lists are made here, by brute force."""
+    captions = (eligible or corpus).captions
     members, lists = {}, {}
     for name, (_, of, *_) in spaces.items():
         found = lists_of(corpus.space(of), k)
@@ -57,10 +58,10 @@ def mine(build, corpus, spaces, k=50, shuffle=list, **params):
             for image, line in found.items()
         ]
         lists[name] = put(build, "lists", "row neighbours scores", table)
-    eligible = [(image, corpus.captions.get(image), 0) for image in shuffle(list(corpus.images))]
+    listed = [(image, captions.get(image), 0) for image in shuffle(list(corpus.images))]
     return mine_pairs(
         build,
-        put(build, "eligible", "image_id caption_id clip_score", eligible),
+        put(build, "eligible", "image_id caption_id clip_score", listed),
         *(members, lists),
         {"clip": put_vectors(build, "image_id", dict(shuffle(list(corpus.images.items()))))},
         {"clip": put_vectors(build, "caption_id", dict(shuffle(list(corpus.texts.items()))))},
@@ -171,6 +172,16 @@ def test_a_negative_that_a_short_list_hides_in_the_band_is_not_one(build):
     spaces = {"look": (*LOOK, "cosine", 0.85, 0.9), "text": (*TEXT, "cosine", 0.6, 0.8)}
     mined = mine(build, corpus, spaces, k=2)
     assert pairs_of(build, mined)["q", "t"]["negatives"] == ["q", "twin1", "twin2"]
+
+
+def test_an_image_without_a_vector_is_not_in_the_space(build):
+    """The text of `lost` was not embedded, so it is in no list and has no tie there."""
+    images = {"a": angle(0), "lost": angle(30), "z": angle(150)}
+    corpus = Corpus(images, {"a": "a", "z": "z"}, {"a": angle(0), "z": angle(10)})
+    spaces = {"look": (*LOOK, "cosine", 0.8, 0.9), "text": (*TEXT, "cosine", 0.1, 0.2)}
+    eligible = corpus._replace(captions=corpus.captions | {"lost": "not embedded"})
+    mined = mine(build, corpus, spaces, eligible=eligible)
+    assert [tie["space"] for tie in pairs_of(build, mined)["a", "lost"]["ties"]] == ["look"]
 
 
 # Bands ---------------------------------------------------------------------------------------
