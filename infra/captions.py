@@ -132,6 +132,8 @@ def _csv(key: str, data: bytes) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(_lines(key, data), strict=True)
     line = 1
     try:
+        if reader.fieldnames:
+            line = reader.line_num + 1
         while (row := next(reader, None)) is not None:
             if any(row.pop(None, None) or ()):
                 raise csv.Error("more fields than the header names (an unquoted comma?)")
