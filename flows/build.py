@@ -63,7 +63,8 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     drops = [stage.drops for stage in (listed, seen, unique, fitting, mined, labelled)]
     fates = step(fold_fates)(run, seen.objects, images, mined.pairs, labelled.labels, drops).fates
     contents = Contents(records, fates, images, eligible, captions, seen.objects)
-    report = partial(render, run, contents, survivors, fitting.facts, near.lists, mined.bands)
+    tables = (contents, survivors, fitting.facts, near.lists, mined.bands)
+    report = partial(render, run, *tables, pairs=mined.pairs)
     about = described(run, config, mined, fitting, near)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish)
     return summary(run, version)
