@@ -71,7 +71,7 @@ class Round:
 
 ROUNDS = (
     Round(50, 192, 1.2e-3, CLIP_AUGMENTATION, 250),
-    Round(36, 256, 8e-4, CLIP_AUGMENTATION_LATER, 500),
+    Round(32, 256, 8e-4, CLIP_AUGMENTATION_LATER, 500),
 )
 
 
