@@ -29,7 +29,7 @@ SAMPLE = Path(__file__).parents[1] / "sample"
 
 
 def write_jpegs(source: Path, folder: Path, count: int) -> None:
-    """`count` JPEGs of 512 x 512 px, quality 90, each a sample picture, turned a little the next time."""
+    """`count` JPEGs of 512 x 512 px, quality 90, each a sample picture, later ones turned."""
     pictures = sorted(p for p in source.rglob("*") if p.suffix in (".png", ".jpg"))
     folder.mkdir(parents=True)
     for number in range(count):

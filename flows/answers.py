@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from infra.text import plain
 
 from flows.config import load_config
 from infra.errors import ConfigError, PairmillError
 from infra.store import Location, Store, open_store
+from infra.text import plain
 from tasks.publish import find_version
 
 SHOWN = 10

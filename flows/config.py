@@ -180,7 +180,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     for model in models.values() if isinstance(models, dict) else ():
         places += [(model, "name"), (model, "weights")]
     for section, key in places:
-        value = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        value = section.get(key)
         if not isinstance(value, str) or value.startswith(("/", "~")) or ":" in value:
             continue
         if key == "uri" or value.startswith(".") or (folder / value).exists():

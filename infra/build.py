@@ -12,7 +12,7 @@ from infra.store import Store
 Progress = Callable[[str, int, int | None], None]
 
 
-class WouldRun(Exception):  # noqa: N818 - an answer, not an error
+class WouldRun(Exception):
     """Raised in a planning build by the first stage that has work to do."""
 
     def __init__(self, stage: str, inputs: Mapping[str, Any]):

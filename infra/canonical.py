@@ -1,4 +1,4 @@
-"""Canonical JSON and the digests made of it: the one way in which anything here is named by content."""
+"""Canonical JSON and its digests: the one way in which anything here is named by content."""
 
 import hashlib
 import json

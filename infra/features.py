@@ -137,7 +137,8 @@ class _Items:
         self.stems: list[tuple[str, str]] = []
 
     def new_images(self, shard: Shards) -> Iterator[tuple[str, bytes]]:
-        known = _known(self.job.store, self.job.known) if self.job.known else frozenset()
+        store: Any = self.job.store
+        known = _known(store, self.job.known) if self.job.known else frozenset()
         for item in corpus.read(self.job.corpus, shard.sources, self.job.bounds):
             if item.rule == "sidecar":
                 self._note_text(item)
@@ -187,7 +188,7 @@ class _Items:
 
 
 @lru_cache(maxsize=2)
-def _known(store: Store, table: Table) -> frozenset[str]:
+def _known(store: Any, table: Table) -> frozenset[str]:
     return frozenset(tables.read(store, table)["image_id"].to_pylist())
 
 
@@ -213,11 +214,11 @@ def look(
     try:
         picture = images.decode(data, short_side, limits.max_pixels)
     except images.Unreadable as error:
-        row = {"image_id": image_id, "rule": "unreadable", "detail": str(error)[:200]}
-        return Seen(image_id, header, row, {})
+        broken = {"image_id": image_id, "rule": "unreadable", "detail": str(error)[:200]}
+        return Seen(image_id, header, broken, {})
     luma = picture.convert("L")
     quality = images.quality(luma, facts)
-    row = {
+    row: dict[str, Any] = {
         "image_id": image_id,
         "phash": images.phash(luma),
         "dhash": images.dhash(luma),

@@ -112,13 +112,17 @@ def stage(
             build.begin(name, inputs)
             result = fn(*bound.args, **bound.kwargs)
             if is_final(result, build):
-                build.ledger.write(name, kin, key, {"tables": _json(result._asdict())})
+                build.ledger.write(name, kin, key, {"tables": _json(_named(result))})
             return result
 
         run.stage, run.version, run.reads = name, version, dict(reads)  # type: ignore[attr-defined]
         return run
 
     return wrap
+
+
+def _named(result: Any) -> dict[str, Any]:
+    return dict(zip(result._fields, result, strict=True))
 
 
 def _digest(store: Store, value: Any, columns: Sequence[str]) -> Any:

@@ -206,8 +206,8 @@ def _load(params: ModelParams, device: str, _: tuple[tuple[str, int, str], ...])
     tokens = tokenizer(list(CANARIES)).tolist() if tokenizer else None
     architecture = digest(settings([design, list(mean), list(std), tokens]))[:20]
     facts = ModelFacts(geometry, dim, _weights_digest(network), architecture, tokenizer is not None)
-    shaped = [torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (mean, std)]
-    return Model(params, facts, network, tokenizer, *shaped, device)
+    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (mean, std))
+    return Model(params, facts, network, tokenizer, mean, std, device)
 
 
 # Network, tokenizer, mean, std, geometry, and the settings that make the architecture.
@@ -243,15 +243,17 @@ def _timm(params: ModelParams, device: str) -> Parts:
     import timm
     from timm.data import resolve_model_data_config
 
-    size = {"img_size": params.image_size} if params.image_size else {}
+    size: dict[str, Any] = {"img_size": params.image_size} if params.image_size else {}
     weights = _file(params.weights)
     if weights and not Path(weights).is_file():
         raise ConfigError(f"models: there is no weights file {weights!r}; correct the path")
-    overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     name = _source(params.name)
     with _nothing_missing(params.name):
         try:
-            network = timm.create_model(name, pretrained=True, num_classes=0, **size, **overlay)
+            network: Any = timm.create_model(
+                name, pretrained=True, num_classes=0, **size, **overlay
+            )
         except TypeError:
             # Convolutional networks take any size and no argument for it.
             network = timm.create_model(name, pretrained=True, num_classes=0, **overlay)

@@ -146,7 +146,7 @@ class _Flat:
         self.vectors, self.computed = vectors, 0
         faiss.cvar.distance_compute_blas_database_bs = TILE
         dimension = vectors.base.shape[1]
-        self.index = faiss.IndexFlatIP(dimension)
+        self.index: Any = faiss.IndexFlatIP(dimension)
         on_gpu = device == "cuda" or (device == "auto" and _gpus(faiss) > 0)
         if on_gpu:
             self.index = faiss.index_cpu_to_all_gpus(self.index)

@@ -26,6 +26,7 @@ VERSION = 1
 # A larger tar is cut by its index, so that one shard is minutes of work at most.
 TAR_BYTES = 1 << 30
 CAPTIONS_A_SHARD = 2_048
+LISTED = ("key", "kind", "stamp", "size", "sidecars")
 
 
 class DescribeParams(BaseModel):
@@ -118,8 +119,9 @@ def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
             "model": list(found[1:]),
         }
         build.ledger.write("models", device, spec, record)
-    *geometry, crop = record["geometry"]
-    return ModelFacts(features.Geometry(*geometry, float(crop)), *record["model"])
+    size, mode, interpolation, fill, crop = record["geometry"]
+    geometry = features.Geometry(size, mode, interpolation, fill, float(crop))
+    return ModelFacts(geometry, *record["model"])
 
 
 def _job(
@@ -196,8 +198,8 @@ def _todo(
     """Shards of work: new sources, then images seen before that lack a family."""
     everything = ("looks", *job.models)
     fresh = [
-        Source(*row[:4], tuple(row[4] or ()))
-        for row in new.select("key", "kind", "stamp", "size", "sidecars").iter_rows()
+        Source(key, kind, stamp, size, tuple(sidecars or ()))
+        for key, kind, stamp, size, sidecars in new.select(LISTED).iter_rows()
     ]
     for sources in _shards([s for s in fresh if s.kind == "loose"], shard_images):
         yield Shards(sources, everything)
@@ -297,7 +299,8 @@ def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFr
     """Do the shards, append what they found to the state, return the new object rows."""
     job = job._replace(known=_complete(build, state, job))
     total = sum(source.size for shard in todo for source in shard.sources)
-    done, written, crashed = 0, {name: [] for name in state.names}, []
+    written: dict[str, list[Shard]] = {name: [] for name in state.names}
+    done, crashed = 0, []
     gpu = {"GPU": 1.0} if job.device == "cuda" else None
     work = partial(features.describe_shard, job)
     for shard, result in build.pool.map(work, todo, split=partial(_split, job), resources=gpu):

@@ -57,7 +57,8 @@ def snapshot(build: Build, params: CorpusParams) -> Snapshot:
     missing = sorted(wanted - stats.keys())
     if missing:
         raise ConfigError(f"corpus.captions names {missing[0]!r}, which the corpus does not hold")
-    rows, listing, drops, rest = [], [], [], []
+    rows: list[dict[str, Any]] = []
+    listing, drops, rest = [], [], []
     for key in sorted(wanted):
         found = _caption_file(build, stats[key], params)
         rows += _resolve(found or [], key, stats)
