@@ -409,6 +409,8 @@ _CLUSTERS: dict[str, Callable[[ClusterParams], AbstractContextManager[Any]]] = {
 def _worker_config(threads: str) -> dict[str, Any]:
     return {
         "distributed.scheduler.allowed-failures": 1,
+        # After 15 s Dask would give up a worker that restarts slowly on a busy machine.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
         "distributed.worker.multiprocessing-method": "spawn",
         # NumPy is imported before `environ` is read, so its BLAS is limited before the start.
         "distributed.nanny.pre-spawn-environ": {
