@@ -51,7 +51,8 @@ def shrink(data: bytes, max_pixels: int) -> bytes:
     """A picture as a JPEG of at most `max_pixels`; one that is small enough keeps its size."""
     header = images.read_header(data, images.MOST_PIXELS)
     scale = min(1.0, math.sqrt(max_pixels / (header.width * header.height)))
-    width, height = (max(1, int(side * scale)) for side in (header.width, header.height))
+    sides = (max(1, int(side * scale)) for side in (header.width, header.height))
+    width, height = (min(side, max_pixels) for side in sides)
     picture = images.decode(data, max(1, min(width, height)), images.MOST_PIXELS)
     picture = picture.resize((width, height), images.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -465,18 +465,18 @@ def test_an_interrupted_describe_does_finished_shards_no_more(tmp_path, pool, mo
     assert len(images(resumed, seen)) == 200 == len(vectors(resumed, seen, "clip"))
 
 
-def test_an_image_that_kills_its_worker_costs_nobody_else(tmp_path, models):
-    files = {f"{n}.jpg": pictures.jpeg(40, 36, n) for n in range(12)}
+def test_an_image_that_kills_its_worker_costs_nobody_else(tmp_path):
+    files = {f"{n}.jpg": pictures.jpeg(40, 36, n) for n in range(3)}
     with open_pool(ClusterParams(kind="local", workers=1)) as cluster:
         build = make_build(tmp_path, cluster)
         fill(build, files)
-        deadly = stores.DeadlyStore(build.corpus.uri, poison="7.jpg", driver=os.getpid())
+        deadly = stores.DeadlyStore(build.corpus.uri, poison="1.jpg", driver=os.getpid())
         build = dataclasses.replace(build, corpus=deadly)
         seen = described(build)
         assert {key: rule for key, rule in fates(build, seen).items() if rule != "image"} == {
-            "7.jpg": "crashed_decoder"
+            "1.jpg": "crashed_decoder"
         }
-        assert "killed" in details(build, seen)["7.jpg"]
+        assert "killed" in details(build, seen)["1.jpg"]
         quiet = again(build)
         assert described(quiet) == seen and not work(quiet)
 
