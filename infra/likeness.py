@@ -15,18 +15,18 @@ Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 Verdicts = NDArray[np.bool_]
 
-RADIUS = 8
+RADIUS = 10
 LIKE = 800_000
 NEAR = 20  # levels of 255 by which no cell of a re-encoded or resized copy differs
-FLAT = 3  # levels of 255
+FLAT = 1  # levels of 255
 WHITE = 250  # levels of 255: brightening clips there
 PAPER = 96  # white cells of 256
 HEAVEN = 160  # levels of 255: brighter cells hold pixels that clip
 GAIN = (1.04, 1.25)  # of a brightened copy
-CROP = 800_000
-SPARED = 0.8  # of the difference, at most, remains when a crop is undone
+CROP = 900_000
+SPARED = 0.7  # of the difference, at most, remains when a crop is undone
 SLACK = 1.0  # cells by which a crop may seem to reach outside the picture
-REACH = 1.3  # cells that a crop takes from a side at most
+REACH = 1.6  # cells that a crop takes from a side at most
 BLOCK = 2048
 
 # What is left of the 16 cells of a side, in quarters of a cell: two interiors and four corners.
@@ -117,10 +117,14 @@ def likeness(one: Prepared, other: Prepared) -> NDArray[np.int32]:
 def alike(thumbnails: Thumbnails, i: Rows, j: Rows) -> Verdicts:
     """Tells whether rows i and j, int64 [m], of `thumbnails` uint8 [n, 16, 16, 3] are copies.
 
-    No cell differs by more than NEAR; or all are brighter by a common factor within GAIN; or one
-    is the other after a crop of at most REACH cells a side. The latter two only for pictures that
-    are not both drawn on white PAPER, where relatives on one template look brightened or cropped.
-    All but the first ask for a likeness as well: LIKE, or CROP when the crop is undone.
+    No cell differs by more than NEAR; or one is the other brightened by a factor within GAIN; or
+    one is the other cropped by REACH cells a side at most, unless both are drawn on white PAPER,
+    where relatives on one template look like crops. The former two want a likeness of LIKE, the
+    latter of CROP once the crop is undone. Symmetric, whatever else is asked at the same time.
+
+    Measured with RADIUS on planted copies of 1,085 photographs and tiles of them (see
+    benchmarks/bench_planted.py): 99.6 % found, no false pair. Of 6,784 clip-art pictures, likeness
+    alone took hundreds of playing cards, flags and road signs for copies; this takes some tens.
     """
     verdict = np.empty(len(i), dtype=np.bool_)
     for start in range(0, len(i), BLOCK):
