@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.config import BuildConfig, open_build
 from flows.progress import reporter
-from flows.step import step
+from flows.step import link, step
 from flows.summary import described, summary
 from infra.build import Build
 from tasks.align_captions import AlignParams, align_captions
@@ -28,7 +28,10 @@ from tasks.snapshot import snapshot
 def build(config: BuildConfig) -> dict[str, Any]:
     """Build a dataset from a bucket of images, redoing only what changed."""
     with reporter() as progress, open_build(config, progress) as run:
-        return stages(run, config)
+        result = stages(run, config)
+        link("manifest", result["manifest"])
+        link("report", result["report"])
+        return result
 
 
 def stages(run: Build, config: BuildConfig) -> dict[str, Any]:

@@ -124,6 +124,12 @@ def parse_config(data: dict[str, Any], name: str = "config") -> BuildConfig:
         config = BuildConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{name}: {_first(error)}") from None
+    check_places(config, name)
+    return config
+
+
+def check_places(config: BuildConfig, name: str = "config") -> None:
+    """Raises ConfigError where corpus or store can't be opened, or one lies in the other."""
     for section in ("corpus", "store"):
         try:
             open_store(getattr(config, section))
@@ -133,7 +139,6 @@ def parse_config(data: dict[str, Any], name: str = "config") -> BuildConfig:
         raise ConfigError(
             f"{name}: store.uri and corpus.uri overlap; put the store beside the corpus, not in it"
         )
-    return config
 
 
 def _first(error: ValidationError) -> str:
@@ -198,6 +203,7 @@ def open_build(
     Raises ConfigError for a store that does not keep conditional writes, unless the config says
     `store.single_writer: true`.
     """
+    check_places(config)
     store = open_store(Location(**config.store.model_dump(exclude={"single_writer"})))
     corpus = open_store(Location(**{f: getattr(config.corpus, f) for f in Location.model_fields}))
     remote = store.uri.startswith("s3://")

@@ -174,6 +174,16 @@ def _report(stage: str, result: Any, seconds: float) -> None:
         )
 
 
+def link(name: str, uri: str) -> None:
+    """A link in Prefect to something the flow run made; nothing outside a flow run."""
+    from prefect.artifacts import create_link_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is not None:
+        with suppress(httpx.HTTPError):
+            create_link_artifact(uri, link_text=name, key=artifact_key(name, "link"))
+
+
 def artifact_key(stage: str, kind: str) -> str:
     """A key as Prefect allows it: lower-case letters, digits and dashes."""
     return f"{stage}-{kind}".replace("_", "-").lower()

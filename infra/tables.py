@@ -57,7 +57,7 @@ def encode(rows: pa.Table) -> bytes:
     pq.write_table(
         rows.replace_schema_metadata(None),
         buffer,
-        compression={name: "zstd" for name in plain} | {name: "none" for name in vectors},
+        compression=dict.fromkeys(plain, "zstd") | dict.fromkeys(vectors, "none"),
         use_dictionary=plain,
         write_statistics=plain,
     )
@@ -75,7 +75,7 @@ def write_shard(store: Store, rows: pa.Table) -> Shard:
 def write(
     store: Store, name: str, rows: pa.Table | Sequence[dict[str, Any]], shard_rows: int = 250_000
 ) -> Table:
-    """Write rows as a table, in shards of at most `shard_rows` rows. Dicts take the named schema."""
+    """Write rows as a table, in shards of at most `shard_rows` rows; dicts by the named schema."""
     if not isinstance(rows, pa.Table):
         rows = pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
     slices = (rows.slice(at, shard_rows) for at in range(0, rows.num_rows, shard_rows))
