@@ -24,6 +24,12 @@ class DedupParams(BaseModel):
         description="hash: close perceptual hashes, confirmed by stored thumbnails; cosine: by the "
         "vectors of `model` alone, as SemDeDup does; off: exact copies only.",
     )
+    radius: int = Field(
+        likeness.RADIUS,
+        ge=0,
+        le=16,
+        description="Hamming distance of the hashes that are compared.",
+    )
     model: str = Field("dino", description="Model whose image vectors `cosine` compares.")
     cosine: float = Field(0.95, gt=0, le=1, description="Least cosine of near-duplicates.")
     captions: Literal["ignore", "must_match"] = Field(
@@ -42,7 +48,7 @@ class Unique(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "images": ("image_id", "width", "height", "bytes"),
         "looks": (),
@@ -69,7 +75,7 @@ def deduplicate(
     rows = _in_order(build, images, looks, aligned, captions)
     confirm = _caption_check(rows, params)
     if params.near == "hash":
-        survivor = _by_hash(rows, confirm)
+        survivor = _by_hash(rows, confirm, params.radius)
     elif params.near == "cosine":
         survivor = _by_cosine(build, rows, vectors[params.model], confirm, params)
     else:
@@ -109,14 +115,25 @@ def _caption_check(rows: pl.DataFrame, params: DedupParams) -> Confirm:
     return same
 
 
-def _by_hash(rows: pl.DataFrame, confirm: Confirm) -> np.ndarray:
+def _by_hash(rows: pl.DataFrame, confirm: Confirm, radius: int) -> np.ndarray:
+    """Close hashes, equal shape, like thumbnails. Flat pictures are like no other: their hashes,
+    which are noise, would collide by the million."""
     thumbnails = _thumbnails(rows)
+    searched = np.flatnonzero(~likeness.flat(thumbnails))
     hashes = likeness.hashes(rows["phash"].to_numpy(), thumbnails)
+    width, height = (rows[side].to_numpy().astype(np.int64) for side in ("width", "height"))
 
     def related(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        return likeness.alike(thumbnails, i, j) & confirm(i, j)
+        i, j = searched[i], searched[j]
+        wide, narrow = width[i] * height[j], width[j] * height[i]
+        shaped = 10 * np.abs(wide - narrow) <= np.maximum(wide, narrow)
+        agreed = shaped & confirm(i, j)
+        agreed[agreed] = likeness.alike(thumbnails, i[agreed], j[agreed])
+        return agreed
 
-    return hamming.survivors(hashes, related, likeness.RADIUS)
+    survivor = np.arange(rows.height)
+    survivor[searched] = searched[hamming.survivors(hashes[searched], related, radius)]
+    return survivor
 
 
 def _by_cosine(
