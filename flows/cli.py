@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from infra.errors import PairmillError
+from infra.text import plain
 
 app = typer.Typer(
     help="A dataset factory for vision-language training.",
@@ -68,7 +69,7 @@ def _stage_of(error: Exception) -> str:
 
 def _fail(error: PairmillError, as_json: bool = False) -> NoReturn:
     """Say what went wrong in one line and end with the error's exit status."""
-    Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+    Console(stderr=True).print(Text(f"error: {plain(str(error), 2_000)}"), soft_wrap=True)
     if as_json:
         print(json.dumps({"error": str(error), "stage": _stage_of(error)}))
     raise typer.Exit(error.exit_code)

@@ -72,6 +72,10 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             f"{result['pairs']} pairs mined, {result['records']} records"
         )
     )
+    if result["pairs"] and not result["records"]:
+        console.print(
+            "no pair has a label: the report says why; labels.labeller: mllm needs no captions"
+        )
     console.print(Text(f"manifest  {result['manifest']}"), soft_wrap=True)
     console.print(Text(f"report    {result['report']}"), soft_wrap=True)
 

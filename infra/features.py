@@ -5,6 +5,7 @@ What runs on a Dask worker: a shard of sources in, Parquet shards of rows out.
 
 import hashlib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -22,6 +23,9 @@ from infra.models import Geometry, ModelFacts, ModelParams
 from infra.schema import SCHEMAS
 from infra.store import Store
 from infra.tables import Shard, Table
+
+# Pillow warns of broken EXIF and large pictures in the middle of progress bars; fates say it better.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Raise it when the same bytes give other hashes, quality facts or pixels than before.
 DECODE_VERSION = 1

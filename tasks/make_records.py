@@ -20,7 +20,7 @@ from infra.tables import Table
 SHARD_ROWS = 100_000
 # Images of a component that may be validation data. It must not depend on the size of the corpus:
 # a component would change sides because others grew.
-LARGEST = 64
+LARGEST = 8
 
 
 class SplitParams(BaseModel):
@@ -32,7 +32,7 @@ class SplitParams(BaseModel):
         0.05,
         ge=0,
         le=0.5,
-        description="Share aimed at for validation, of images in groups of at most 64 that pairs "
+        description="Share aimed at for validation, of images in groups of at most 8 that pairs "
         "connect; larger groups are training data.",
     )
 
@@ -44,7 +44,7 @@ class Records(NamedTuple):
 
 
 @stage(
-    version=2,
+    version=3,
     reads={
         "pairs": ("pair_id", "ties", "negatives"),
         "labels": ("pair_id", "instructions", "description", "labeller", "model"),
