@@ -24,7 +24,7 @@ from infra.schema import SCHEMAS
 from infra.store import Store
 from infra.tables import Shard, Table
 
-# Pillow warns of broken EXIF and large pictures in the middle of progress bars; fates say it better.
+# Pillow warns of broken EXIF and large pictures amid the progress bars; fates say it better.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Raise it when the same bytes give other hashes, quality facts or pixels than before.
