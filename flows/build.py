@@ -68,6 +68,6 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     contents = Contents(records, fates, images, eligible, captions, seen.objects)
     tables = (contents, survivors, fitting.facts, near.lists, mined.bands)
     report = partial(render, run, *tables, pairs=mined.pairs)
-    about = described(run, config, mined, fitting, near)
+    about = described(run, config, listed, seen, fitting, near, mined)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish)
     return summary(run, version)

@@ -1,5 +1,6 @@
 """What a run says at its end: for the manifest, for `--json`, and as a table for people."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,13 @@ from rich.text import Text
 from flows.config import BuildConfig
 from infra import tables
 from infra.build import Build
+from tasks.describe import Described
 from tasks.filter_captions import Filtered
 from tasks.find_neighbours import Near
 from tasks.fold_fates import OBJECT_FATES
 from tasks.mine_pairs import Mined
 from tasks.publish import Version
+from tasks.snapshot import Snapshot
 
 WORK = (
     "objects_listed",
@@ -26,13 +29,20 @@ WORK = (
 
 
 def described(
-    build: Build, config: BuildConfig, mined: Mined, fitting: Filtered, near: Near
+    build: Build,
+    config: BuildConfig,
+    listed: Snapshot,
+    seen: Described,
+    fitting: Filtered,
+    near: Near,
+    mined: Mined,
 ) -> dict[str, Any]:
     """What a manifest says beyond its files: config, calibrated values, and what it cost."""
     facts = tables.read(build.store, fitting.facts).to_pylist()
     mining = tables.read(build.store, mined.facts).to_pylist()
     return {
         "config": config.published(),
+        "captions_unused": _captions_unused(build, listed, seen),
         "bands": tables.read(build.store, mined.bands).to_pylist(),
         "clip_score_cut": next((f["value"] for f in facts if f["name"] == "cut"), None),
         "mining": {fact["name"]: fact["value"] for fact in mining},
@@ -40,6 +50,16 @@ def described(
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
     }
+
+
+def _captions_unused(build: Build, listed: Snapshot, seen: Described) -> dict[str, int]:
+    """How many captions were not used, by reason: of caption files, and beside or with images."""
+    unused = Counter[str]()
+    for fact in tables.read(build.store, listed.facts).to_pylist():
+        unused[fact["name"]] += fact["value"]
+    objects = tables.read(build.store, seen.objects, ["image_id", "detail"]).to_pylist()
+    unused.update(row["detail"] for row in objects if row["image_id"] and row["detail"])
+    return {name: count for name, count in sorted(unused.items()) if count}
 
 
 def summary(build: Build, version: Version) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Snapshot: list the corpus, tell images from captions from the rest, read the caption files."""
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from infra.errors import ConfigError
 from infra.store import Location, Stat
 from infra.tables import Table
 
-VERSION = 1
+VERSION = 2
 MAX_KEY = 4_096
 
 
@@ -39,11 +40,15 @@ class CorpusParams(Location):
 
 
 class Snapshot(NamedTuple):
-    """What was listed: images and containers, captions of caption files, and the rest."""
+    """What was listed: images and containers, captions of caption files, and the rest.
+
+    `facts` counts rows of caption files that are not used: of no file in the corpus, or refused.
+    """
 
     listing: Table
     file_captions: Table
     drops: Table
+    facts: Table
 
 
 def snapshot(build: Build, params: CorpusParams) -> Snapshot:
@@ -58,10 +63,12 @@ def snapshot(build: Build, params: CorpusParams) -> Snapshot:
     if missing:
         raise ConfigError(f"corpus.captions names {missing[0]!r}, which the corpus does not hold")
     rows: list[dict[str, Any]] = []
-    listing, drops, rest = [], [], []
+    listing, drops, rest, unused = [], [], [], Counter[str]()
     for key in sorted(wanted):
-        found = _caption_file(build, stats[key], params)
-        rows += _resolve(found or [], key, stats)
+        found, refused = _caption_file(build, stats[key], params)
+        resolved = list(_resolve(found, key, stats))
+        rows += resolved
+        unused.update(refused, caption_of_no_file=len(found) - len(resolved))
         drops.append(_drop(key, "metadata" if found else "ignored"))
     for stat in stats.values():
         if stat.key in wanted:
@@ -77,6 +84,7 @@ def snapshot(build: Build, params: CorpusParams) -> Snapshot:
         tables.write(build.store, "listing", listing),
         tables.write(build.store, "file_captions", rows),
         tables.write(build.store, "drops", drops),
+        tables.write(build.store, "facts", [{"name": n, "value": c} for n, c in unused.items()]),
     )
 
 
@@ -108,14 +116,17 @@ def _listed(stat: Stat, kind: str, stats: dict[str, Stat]) -> dict[str, Any]:
     }
 
 
-def _caption_file(build: Build, stat: Stat, params: CorpusParams) -> list[dict[str, Any]] | None:
-    """Rows (key, caption, licence) of one caption file, or None where no column fits."""
+def _caption_file(
+    build: Build, stat: Stat, params: CorpusParams
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows (key, caption, licence) of one caption file, and how many captions were refused."""
     wanted = Columns(params.key_column, params.caption_column, params.licence_column or None)
     key = digest([VERSION, stat.key, stat.etag, stat.size, list(wanted), params.max_caption_chars])
     record = build.ledger.find("snapshot", "caption_files", key)
     if record is None:
         data = build.corpus.get(stat.key)
-        rows = list(_rows(stat.key, data, wanted, params.max_caption_chars))
+        refused = Counter[str]()
+        rows = list(_rows(stat.key, data, wanted, params.max_caption_chars, refused))
         if not rows and (params.captions or params.caption_column):
             raise ConfigError(
                 f"caption file {stat.key} has no rows with columns "
@@ -123,13 +134,15 @@ def _caption_file(build: Build, stat: Stat, params: CorpusParams) -> list[dict[s
                 "set corpus.key_column and corpus.caption_column"
             )
         table = tables.write(build.store, "file_captions", rows)
-        record = {"tables": {"rows": table.to_json()}}
+        record = {"tables": {"rows": table.to_json()}, "refused": dict(refused)}
         build.ledger.write("snapshot", "caption_files", key, record)
     found = tables.read(build.store, Table.from_json(record["tables"]["rows"])).to_pylist()
-    return found or None
+    return found, record["refused"]
 
 
-def _rows(key: str, data: bytes, wanted: Columns, max_chars: int) -> Iterator[dict[str, Any]]:
+def _rows(
+    key: str, data: bytes, wanted: Columns, max_chars: int, refused: Counter[str]
+) -> Iterator[dict[str, Any]]:
     """One row a caption; a picture with a licence and no usable caption has a row as well."""
     for row in captions.read_rows(key, data):
         columns = captions.choose_columns(tuple(row), wanted)
@@ -137,6 +150,7 @@ def _rows(key: str, data: bytes, wanted: Columns, max_chars: int) -> Iterator[di
         if columns is None or not isinstance(image, str) or len(image) > MAX_KEY:
             continue
         text = captions.from_row(row, columns, max_chars)
+        refused.update([text.refused] if text.refused else [])
         for caption in text.captions or ("",):
             yield {"key": captions.encodable(image), "caption": caption, "licence": text.licence}
 

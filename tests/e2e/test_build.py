@@ -112,3 +112,14 @@ def test_the_command_prints_one_last_line_of_json_and_a_status(few, config_file)
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert found.stdout.strip() == result["report"]
+
+
+def test_captions_that_are_not_used_are_counted_in_the_manifest(few, build, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(few, corpus)
+    pictures = sorted(p for p in corpus.rglob("*") if p.suffix in (".png", ".jpg"))
+    pictures[0].with_suffix(".txt").write_text("x" * 100_000)
+    with (corpus / "captions.csv").open("a", encoding="utf-8") as file:
+        file.write(f"gone.png,a picture that is not there,cc0\n{pictures[1].name},{'y' * 9000},\n")
+    manifest = json.loads(Path(build(corpus)["manifest"]).read_text("utf-8"))
+    assert manifest["captions_unused"] == {"caption_of_no_file": 2, "caption_too_long": 2}

@@ -24,7 +24,7 @@ def captions(build, snap) -> list[tuple[str, str, str | None]]:
 
 def test_an_empty_corpus_is_empty_tables(build):
     snap = listed(build)
-    assert [table.rows for table in snap] == [0, 0, 0]
+    assert [table.rows for table in snap] == [0, 0, 0, 0]
     assert rows(build, snap.listing) == []
 
 
