@@ -159,26 +159,32 @@ class _Flat:
         m = len(self.vectors.base)
         if width > WIDEST and width < m:
             return self._against_all(lines, k)
-        value, row = self._candidates(lines, min(width, m))
+        value, row, last = self._candidates(lines, min(width, m))
         place = min(k, value.shape[1]) - 1
         kth = -np.partition(-value, place, axis=1)[:, place]
         keys = self._keys(lines, row, value >= (kth - self.window)[:, None])
         keys = np.pad(keys, ((0, 0), (0, max(0, k - keys.shape[1]))), constant_values=_NONE)[:, :k]
         if width < m:
-            open_ = np.flatnonzero(value[:, -1] >= kth - self.window)
+            open_ = np.flatnonzero(last >= kth - self.window)
             for part in _slices(len(open_), max(1, (1 << 22) // (8 * width))):
                 keys[open_[part]] = self.first(lines[open_[part]], k, 8 * width)
         return keys
 
-    def _candidates(self, lines: NDArray[np.int64], width: int) -> tuple[Floats, NDArray[np.int64]]:
-        """Approximate scores, descending, and rows; the query itself has the score -inf."""
+    def _candidates(
+        self, lines: NDArray[np.int64], width: int
+    ) -> tuple[Floats, NDArray[np.int64], Floats]:
+        """Approximate scores, rows, and the last score, which no row that is missing exceeds.
+
+        The query itself has the score -inf, also where it comes last.
+        """
         vectors = self.vectors
         wide = _normalised(vectors.queries[lines], vectors.query_lengths[lines])
         value, row = self.index.search(wide, width)
         self.computed += len(lines) * len(vectors.base)
+        last = value[:, -1].copy()
         if vectors.offset is not None:
             value[row == lines[:, None] + vectors.offset] = -np.inf
-        return value, row
+        return value, row, last
 
     def _keys(
         self, lines: NDArray[np.int64], row: NDArray[np.int64], near: NDArray[np.bool_]

@@ -237,6 +237,11 @@ class S3Store:
 
     def _put(self, key: str, data: bytes, **more: Any) -> str:
         answer = self._client().put_object(**self._object(key), Body=data, **more)
+        if "ETag" not in answer:
+            raise StoreError(
+                f"{self._where()}: the server answered a write of {key} without an ETag; "
+                "use a server that speaks S3"
+            )
         etag: str = answer["ETag"].strip('"')
         return etag
 

@@ -71,7 +71,8 @@ def rclone_endpoint(tmp_path: Path, aws_environment: pytest.MonkeyPatch) -> Iter
 
 
 class FaultServer:
-    """Answers each request by the next step of a script; the last step repeats.
+    """Answers each request by the next step of a script; the last step repeats. A method that is
+    in `always` has that one step instead, for tests whose requests race.
 
     A step is (status, body, headers, fault); fault is None, "truncate" (half of the body, then
     the connection closes) or "reset" (no answer at all).
@@ -79,6 +80,7 @@ class FaultServer:
 
     def __init__(self) -> None:
         self.script: list[tuple[int, bytes, dict[str, str], str | None]] = []
+        self.always: dict[str, tuple[int, bytes, dict[str, str], str | None]] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         owner = self
 
@@ -88,8 +90,11 @@ class FaultServer:
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 owner.requests.append((self.command, self.path, dict(self.headers)))
-                step = owner.script.pop(0) if len(owner.script) > 1 else owner.script[0]
-                status, body, headers, fault = step
+                script = owner.script
+                step = owner.always.get(self.command)
+                status, body, headers, fault = step or (
+                    script.pop(0) if len(script) > 1 else script[0]
+                )
                 if fault == "reset":
                     linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

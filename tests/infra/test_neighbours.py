@@ -82,7 +82,7 @@ def test_a_list_is_ordered_by_score_and_then_by_row():
 
 
 @given(crowds(), st.integers(1, 50), st.sampled_from([1, 3, 16, None]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_all_against_all_equals_brute_force(vectors, k, block):
     expected = brute(vectors, vectors, k, offset=0)
     assert_lists(search(vectors, vectors, k, same=True, block=block), expected)
@@ -118,6 +118,15 @@ def test_a_thousand_equal_vectors_overflow_no_list():
     for block in (200, 1024, None):
         assert_lists(search(vectors, vectors, 10, same=True, block=block), expected)
         assert_lists(search(vectors, vectors, 10, offset=0, block=block), expected)
+
+
+def test_a_query_that_is_its_own_last_candidate_is_still_searched_wider():
+    vectors = np.full((15, 5), 0.4473, np.float16)
+    vectors[[8, 13], 4] = 0.447
+    for row in (1, 12):
+        expected = brute(vectors, vectors, 1, offset=0)
+        found = search(vectors, vectors, 1, same=True, block=1)
+        assert found.neighbour[row] == expected[0][row]
 
 
 def near_ties(n, d, rng):
@@ -183,7 +192,7 @@ def test_a_list_over_distinct_vectors_expands_to_rows():
 
 
 @given(crowds(), st.integers(1, 45), st.sampled_from([2, 4096]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_expanded_lists_equal_brute_force_over_all_rows(vectors, k, block):
     groups = distinct(vectors)
     some = vectors[groups.first]
