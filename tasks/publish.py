@@ -5,9 +5,11 @@ import io
 import json
 import platform
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,15 +179,22 @@ class _Files:
         self.store, self.folder = store, folder
         self.written: list[dict[str, Any]] = []
 
-    def put(self, name: str, data: bytes) -> None:
-        self.store.put(f"{self.folder}/{name}", data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        self.written.append({"name": name, "sha256": sha256, "bytes": len(data)})
+    def put(self, name: str, data: bytes | Path) -> None:
+        key = f"{self.folder}/{name}"
+        if isinstance(data, bytes):
+            self.store.put(key, data)
+            sha256, size = hashlib.sha256(data).hexdigest(), len(data)
+        else:
+            self.store.upload(key, data)
+            with data.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = data.stat().st_size
+        self.written.append({"name": name, "sha256": sha256, "bytes": size})
 
 
 def _data_files(
     build: Build, rows: pl.DataFrame, fates: pl.DataFrame, contents: Contents, params: PublishParams
-) -> Iterator[tuple[str, bytes]]:
+) -> Iterator[tuple[str, bytes | Path]]:
     pictures = _pictures(build, rows, contents)
     for split in ("train", "validation"):
         part = rows.filter(pl.col("split") == split) if rows.height else rows
@@ -243,18 +252,24 @@ def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
         yield json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[tuple[str, bytes]]:
-    """The pictures of all records as WebDataset tars: `<image_id>.<type>` and `.json`."""
+def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[tuple[str, Path]]:
+    """The pictures of all records as WebDataset tars: `<image_id>.<type>` and `.json`.
+
+    A tar is a local file until the next one is asked for.
+    """
     places = corpus.sources(_frame(build, contents.objects))
     filled = pictures.with_columns(
         number=(pl.col("bytes").cum_sum() - pl.col("bytes")) // TAR_BYTES
     )
     for (number,), part in filled.group_by("number", maintain_order=True):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for row in part.iter_rows(named=True):
-                _add_picture(tar, row, corpus.fetch(build.corpus, places[row["image_id"]]))
-        yield f"images/{number:05d}.tar", buffer.getvalue()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{number:05d}.tar"
+            with tarfile.open(path, mode="w") as tar:
+                wanted = [places[image_id] for image_id in part["image_id"]]
+                read = corpus.ahead(partial(corpus.fetch, build.corpus), wanted, corpus.READ_AHEAD)
+                for row, data in zip(part.iter_rows(named=True), read, strict=True):
+                    _add_picture(tar, row, data)
+            yield f"images/{path.name}", path
 
 
 def _add_picture(tar: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:

@@ -1,16 +1,23 @@
 """Fixtures for every test that runs stages: a build on two folders, and two tiny real models."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from infra.build import Build
 from infra.cluster import ClusterParams, Pool, open_pool
 from infra.models import ModelParams
 from infra.store import Location, open_store
+
+# CI tries the same examples every time; everybody else helps to find new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 SIZE, BATCH = 32, 8
 CLIP = {
