@@ -115,6 +115,7 @@ def publish(
         build.progress("publish", len(files.written), None)
     files.put("README.md", _card(manifest, params).encode())
     files.put("report.html", render_report(manifest))
+    build.progress("publish", len(files.written), len(files.written))
     manifest["files"] = files.written
     build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
     entry = {k: manifest[k] for k in ("dataset", "version", "digest", "config_digest")}
