@@ -18,6 +18,7 @@ from infra.cluster import Crash
 from infra.corpus import Bounds, Source
 from infra.features import DECODE_VERSION, Job, Limits, Shards
 from infra.ledger import family
+from infra.licences import stricter
 from infra.models import ModelFacts, ModelParams, choose_device, files
 from infra.schema import SCHEMAS
 from infra.tables import Shard, Table
@@ -380,18 +381,29 @@ def _with_file_captions(
     rows = pl.DataFrame(tables.read(build.store, file_captions))
     by_key = rows.group_by("key").agg(
         pl.col("caption").filter(pl.col("caption") != "").unique().alias("more"),
-        pl.col("licence").drop_nulls().min().alias("stated"),
+        pl.col("licence").drop_nulls().unique().alias("stated"),
     )
-    merged = objects.join(by_key, on="key", how="left").with_columns(
+    joined = objects.join(by_key, on="key", how="left")
+    merged = joined.with_columns(
         pl.when(pl.col("member").is_null())
         .then(pl.concat_list(pl.col("captions").fill_null([]), pl.col("more").fill_null([])))
         .otherwise(pl.col("captions").fill_null([]))
         .list.unique()
         .list.sort()
         .alias("captions"),
-        pl.coalesce("licence", "stated", pl.lit(corpus_params.licence)).alias("licence"),
-    )
+        pl.Series("licence", _licences(joined)),
+    ).with_columns(pl.col("licence").fill_null(corpus_params.licence))
     return merged.drop("more", "stated").sort("key", "member", nulls_last=False)
+
+
+def _licences(objects: pl.DataFrame) -> list[str | None]:
+    """The strictest licence that any copy of an image states, for each object, or None."""
+    rows = list(objects.select("image_id", "licence", "stated").iter_rows())
+    strictest: dict[str, str] = {}
+    for image_id, licence, stated in rows:
+        for one in filter(None, (licence, *(stated or ())) if image_id else ()):
+            strictest[image_id] = stricter(strictest.get(image_id, one), one)
+    return [strictest.get(image_id) for image_id, _, _ in rows]
 
 
 def _captions(build: Build, objects: pl.DataFrame) -> pl.DataFrame:

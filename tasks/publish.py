@@ -30,6 +30,7 @@ from infra.text import markdown
 
 TAR_BYTES = 256 << 20
 TEMPLATES = Path(__file__).parent / "templates"
+ENTRY = ("dataset", "version", "digest", "config_digest")  # what latest.json holds
 
 
 class GateParams(BaseModel):
@@ -97,30 +98,59 @@ def publish(
         return _named(build, dataset, latest, fresh=False)
     build.begin("publish", {"records": len(rows)})
     _gates(counts, params.gates)
-    number = _claim(build.store, dataset)
-    folder = f"datasets/{dataset}/v{number:06d}"
-    manifest: dict[str, Any] = {
-        "dataset": dataset,
-        "version": number,
-        "digest": value,
-        "config_digest": config_digest,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": {"pairmill": package_version("pairmill"), "python": platform.python_version()},
-        "counts": counts,
-        **settings(dict(described)),
-    }
+    entry = _complete(build.store, dataset, latest, value, config_digest)
+    if entry is None:
+        number = _claim(build.store, dataset)
+        manifest: dict[str, Any] = {
+            "dataset": dataset,
+            "version": number,
+            "digest": value,
+            "config_digest": config_digest,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "code": {"pairmill": package_version("pairmill"), "python": platform.python_version()},
+            "counts": counts,
+            **settings(dict(described)),
+        }
+        data_files = _data_files(build, rows, fates, contents, params)
+        _write(build, manifest, data_files, _card(manifest, params), render_report)
+        entry = {k: manifest[k] for k in ENTRY}
+    named = _move_latest(build.store, dataset, entry, etag)
+    return _named(build, dataset, named, fresh=named["version"] == entry["version"])
+
+
+def _write(
+    build: Build,
+    manifest: dict[str, Any],
+    data_files: Iterable[tuple[str, bytes | Path]],
+    card: str,
+    render_report: Callable[[Mapping[str, Any]], bytes],
+) -> None:
+    """Write the files of a version, and its manifest with their digests last."""
+    folder = f"datasets/{manifest['dataset']}/v{manifest['version']:06d}"
     files = _Files(build.store, folder)
-    for name, data in _data_files(build, rows, fates, contents, params):
+    for name, data in data_files:
         files.put(name, data)
         build.progress("publish", len(files.written), None)
-    files.put("README.md", _card(manifest, params).encode())
+    files.put("README.md", card.encode())
     files.put("report.html", render_report(manifest))
     build.progress("publish", len(files.written), len(files.written))
     manifest["files"] = files.written
     build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
-    entry = {k: manifest[k] for k in ("dataset", "version", "digest", "config_digest")}
-    named = _move_latest(build.store, dataset, entry, etag)
-    return _named(build, dataset, named, fresh=named["version"] == number)
+
+
+def _complete(
+    store: Store, dataset: str, latest: Mapping[str, Any] | None, value: str, config_digest: str
+) -> dict[str, Any] | None:
+    """A version after the latest that has this content and was never named: its build died."""
+    prefix = f"datasets/{dataset}/v"
+    last = latest["version"] if latest else 0
+    for stat in store.list(prefix):
+        number, _, name = stat.key[len(prefix) :].partition("/")
+        if name == "manifest.json" and int(number) > last:
+            manifest = json.loads(store.get(stat.key))
+            if (manifest["digest"], manifest["config_digest"]) == (value, config_digest):
+                return {k: manifest[k] for k in ENTRY}
+    return None
 
 
 def _frame(build: Build, table: Table) -> pl.DataFrame:

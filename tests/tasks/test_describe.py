@@ -162,6 +162,17 @@ def test_a_file_that_goes_between_listing_and_reading_has_vanished(build):
 # Captions ------------------------------------------------------------------------------------
 
 
+def test_an_image_has_the_strictest_licence_that_any_of_its_copies_states(build):
+    same = COLOURS["0.jpg"]
+    fill(build, {"a.jpg": same, "b.jpg": same, "c.jpg": same, "d.jpg": COLOURS["1.jpg"]})
+    fill(build, {"captions.csv": "file_name,caption,licence\na.jpg,x,CC0\nb.jpg,x,CC-BY-SA-4.0\n"})
+    seen = described(build, corpus={"licence": "house"})
+    assert licences(build, seen) == {
+        **dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), "CC-BY-SA-4.0"),
+        "d.jpg": "house",
+    }
+
+
 def test_captions_of_loose_images_come_from_files_and_sidecars(build):
     fill(build, {key: COLOURS[key] for key in ("0.jpg", "1.jpg", "2.jpg", "3.jpg")})
     fill(

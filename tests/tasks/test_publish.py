@@ -554,6 +554,16 @@ def test_after_a_crash_at_any_put_readers_see_a_whole_version_and_a_re_run_publi
     assert is_whole(build.store, now)
 
 
+def test_a_version_that_only_latest_lacks_is_named_and_not_written_again(build):
+    made = contents(build)
+    with pytest.raises(Killed):
+        publish_trees(watched(build, before=killer(PUTS - 1)), made)
+    order = []
+    again = publish_trees(watched(build, after=order.append), made)
+    assert (again.number, again.fresh) == (1, True)
+    assert order == ["datasets/trees/latest.json"]
+
+
 def test_a_publish_puts_as_often_as_the_crash_test_thinks(build):
     order = []
     publish_trees(watched(build, after=order.append), contents(build))
