@@ -11,7 +11,7 @@ from flows.config import load_config
 from infra.errors import ConfigError, PairmillError
 from infra.store import Location, Store, open_store
 from infra.text import plain
-from tasks.publish import find_version
+from tasks.publish import find_version, version_folder
 
 SHOWN = 10
 
@@ -35,7 +35,7 @@ def fetch_report(
     """Where the report of a version is; with `output` a copy is written there first."""
     place, name = open_dataset(config, store, dataset)
     manifest = find_version(place, name, version)
-    key = f"datasets/{name}/v{manifest['version']:06d}/report.html"
+    key = f"{version_folder(name, manifest['version'])}/report.html"
     if output is None:
         return f"{place.uri}/{key}"
     output.write_bytes(place.get(key))
@@ -48,7 +48,7 @@ def why(
     """The fate of an object key, image id or pair id, or a prefix of an id, with its numbers."""
     place, dataset_name = open_dataset(config, store, dataset)
     manifest = find_version(place, dataset_name, version)
-    folder = f"datasets/{dataset_name}/v{manifest['version']:06d}"
+    folder = version_folder(dataset_name, manifest["version"])
     fates = pl.read_parquet(io.BytesIO(place.get(f"{folder}/fates.parquet")))
     exact = fates.filter(pl.col("id") == name)
     found = exact if exact.height else fates.filter(pl.col("id").str.starts_with(name))

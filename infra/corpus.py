@@ -134,6 +134,17 @@ def sources(objects: pl.DataFrame) -> dict[str, Source]:
     }
 
 
+def object_id(key: str, member: str | None) -> str:
+    """Name of an object in fates: its key, and its member after `::`."""
+    return key if member is None else f"{key}::{member}"
+
+
+def object_ids(objects: pl.DataFrame) -> pl.Series:
+    """`object_id` of every row with `key` and `member`."""
+    named = [object_id(*row) for row in objects.select("key", "member").iter_rows()]
+    return pl.Series("id", named, pl.String)
+
+
 def kind_of(key: str, member: str | None) -> str:
     """The kind of source an object row came from."""
     if member is None:

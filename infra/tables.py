@@ -103,6 +103,11 @@ def read(store: Store, table: Table, columns: Sequence[str] | None = None) -> pa
     return empty.select(columns) if columns else empty
 
 
+def frame(store: Store, table: Table, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The whole table as a polars frame."""
+    return pl.DataFrame(read(store, table, columns))
+
+
 def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
     try:
         data = store.get(shard_key(shard.sha256))

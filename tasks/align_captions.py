@@ -51,7 +51,7 @@ def align_captions(
     CLIPScore (Hessel et al. 2021, arXiv 2104.08718) without its factor 2.5 and its floor at 0.
     Raises PairmillError where an image or a caption has no vector.
     """
-    pairs = pl.DataFrame(tables.read(build.store, image_captions))
+    pairs = tables.frame(build.store, image_captions)
     image_ids, image_vectors = tables.gather(build.store, vectors, pairs["image_id"].to_list())
     caption_ids, caption_vectors = tables.gather(build.store, texts, pairs["caption_id"].to_list())
     _check_all("image", image_ids, pairs["image_id"])
@@ -69,7 +69,7 @@ def align_captions(
         .sort("image_id", "clip_score", "caption_id", descending=[False, True, False])
         .unique("image_id", keep="first", maintain_order=True)
     )
-    every = pl.DataFrame(tables.read(build.store, images, ["image_id"]))
+    every = tables.frame(build.store, images, ["image_id"])
     aligned = every.join(best, on="image_id", how="left").sort("image_id")
     return Aligned(tables.write_frame(build.store, "aligned", aligned))
 

@@ -87,11 +87,11 @@ def _in_order(
     build: Build, images: Table, looks: Table, aligned: Table, captions: Table
 ) -> pl.DataFrame:
     """Images with what the relation looks at, in the order in which they survive."""
-    frame = pl.DataFrame(tables.read(build.store, images, ["image_id", "bytes", "width", "height"]))
-    columns = ["image_id", "phash", "dhash", "thumbnail", "informative"]
-    facts = pl.DataFrame(tables.read(build.store, looks, columns)).unique("image_id")
-    texts = pl.DataFrame(tables.read(build.store, captions))
-    pairs = pl.DataFrame(tables.read(build.store, aligned, ["image_id", "caption_id"]))
+    frame = tables.frame(build.store, images, ["image_id", "bytes", "width", "height"])
+    columns = ["image_id", "phash", "thumbnail"]
+    facts = tables.frame(build.store, looks, columns).unique("image_id")
+    texts = tables.frame(build.store, captions)
+    pairs = tables.frame(build.store, aligned, ["image_id", "caption_id"])
     pairs = pairs.join(texts, on="caption_id", how="left").select("image_id", "text")
     frame = frame.join(facts, on="image_id").join(pairs, on="image_id", how="left")
     pixels = pl.col("width").cast(pl.Int64) * pl.col("height")

@@ -81,7 +81,7 @@ def describe(
     facts = {name: _facts(build, spec, device) for name, spec in models.items()}
     job = _job(build, corpus_params, models, facts, params, device)
     state = _State(build, job)
-    listed = pl.DataFrame(tables.read(build.store, listing))
+    listed = tables.frame(build.store, listing)
     known = state.frame("objects").join(
         listed.select("key", "stamp"), on=["key", "stamp"], how="semi"
     )
@@ -190,7 +190,7 @@ class _State:
         table = self.tables[name]
         if not table.shards and "/" in name:
             return pl.DataFrame(schema=dict.fromkeys(columns or [], pl.String))
-        return pl.DataFrame(tables.read(self.build.store, table, columns))
+        return tables.frame(self.build.store, table, columns)
 
 
 def _todo(
@@ -327,7 +327,7 @@ def _add_objects(build: Build, state: _State, shards: list[Shard]) -> pl.DataFra
     """Keep new object rows in the state, but nothing of a file that vanished: the next listing
     settles that. An image read once more has its row; only one lost meanwhile has a new one.
     """
-    rows = pl.DataFrame(tables.read(build.store, Table("objects", tuple(shards))))
+    rows = tables.frame(build.store, Table("objects", tuple(shards)))
     place = ["key", "member", "stamp"]
     before = state.frame("objects", [*place, "image_id"]).unique(place, keep="last")
     rows = rows.join(
@@ -378,7 +378,7 @@ def _with_file_captions(
     objects: pl.DataFrame, file_captions: Table, corpus_params: Any, build: Build
 ) -> pl.DataFrame:
     """Object rows with the captions and licences of caption files merged in."""
-    rows = pl.DataFrame(tables.read(build.store, file_captions))
+    rows = tables.frame(build.store, file_captions)
     by_key = rows.group_by("key").agg(
         pl.col("caption").filter(pl.col("caption") != "").unique().alias("more"),
         pl.col("licence").drop_nulls().unique().alias("stated"),
@@ -477,7 +477,7 @@ def _drops(state: _State, job: Job, objects: pl.DataFrame) -> Iterator[dict[str,
     for row in objects.filter(pl.col("rule").is_not_null()).iter_rows(named=True):
         yield {
             "level": "object",
-            "id": object_id(row["key"], row["member"]),
+            "id": corpus.object_id(row["key"], row["member"]),
             "stage": "describe",
             "rule": row["rule"],
             "detail": row["detail"],
@@ -495,8 +495,3 @@ def _drops(state: _State, job: Job, objects: pl.DataFrame) -> Iterator[dict[str,
             yield {**drop, "rule": limit[0], "value": limit[1]}
         elif row["rule_look"]:
             yield {**drop, "rule": row["rule_look"], "detail": row["detail_look"]}
-
-
-def object_id(key: str, member: str | None) -> str:
-    """Name of an object in fates: its key, and its member after `::`."""
-    return key if member is None else f"{key}::{member}"

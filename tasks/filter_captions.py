@@ -83,10 +83,8 @@ def filter_captions(
     that fits everything, or is shared by hundreds of pictures, does not win. Ranks are those of
     `rint(value * 10^6)`; ties at the cut are kept.
     """
-    alive = pl.DataFrame(tables.read(build.store, survivors)).filter(
-        pl.col("image_id") == pl.col("survivor_id")
-    )
-    rows = pl.DataFrame(tables.read(build.store, aligned)).join(alive, on="image_id", how="semi")
+    alive = tables.frame(build.store, survivors).filter(pl.col("image_id") == pl.col("survivor_id"))
+    rows = tables.frame(build.store, aligned).join(alive, on="image_id", how="semi")
     captioned = rows.filter(pl.col("caption_id").is_not_null()).sort("image_id")
     values = _values(build, captioned, vectors, texts, params)
     cut = _cut(values, params)

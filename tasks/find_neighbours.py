@@ -78,7 +78,7 @@ def find_neighbours(
     Search runs over distinct vectors, and each expands to its images: a caption that a thousand
     pictures share is searched once.
     """
-    rows = pl.DataFrame(tables.read(build.store, eligible)).sort("image_id")
+    rows = tables.frame(build.store, eligible).sort("image_id")
     members, lists = {}, {}
     for name, space in params.spaces.items():
         if space.of == "image":

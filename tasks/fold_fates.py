@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from infra import tables
+from infra import corpus, tables
 from infra.build import Build
 from infra.errors import PairmillError
 from infra.schema import SCHEMAS
@@ -48,33 +48,23 @@ def fold_fates(
 
     Raises PairmillError where something listed has no fate, or two, or was dropped and published.
     """
-    dropped = pl.concat([pl.DataFrame(tables.read(build.store, table)) for table in drops])
-    seen = pl.DataFrame(tables.read(build.store, objects))
-    usable = pl.DataFrame(tables.read(build.store, images))
-    mined = pl.DataFrame(tables.read(build.store, pairs, ["pair_id", "query", "target"]))
-    labelled = pl.DataFrame(tables.read(build.store, labels, ["pair_id"]))
+    dropped = pl.concat([tables.frame(build.store, table) for table in drops])
+    seen = tables.frame(build.store, objects)
+    usable = tables.frame(build.store, images)
+    mined = tables.frame(build.store, pairs, ["pair_id", "query", "target"])
+    labelled = tables.frame(build.store, labels, ["pair_id"])
     records = mined.join(labelled, on="pair_id", how="semi")
     of_images = _image_fates(dropped, usable, records)
     of_objects = _object_fates(dropped, seen, usable, of_images)
     of_pairs = _pair_fates(dropped, records)
     _balance("image", of_images, seen["image_id"].drop_nulls().unique())
     _check_published(of_images, records)
-    listed = pl.concat([_of_level(dropped, "object", "snapshot")["id"], object_ids(seen)])
+    listed = pl.concat([_of_level(dropped, "object", "snapshot")["id"], corpus.object_ids(seen)])
     _balance("object", of_objects, listed)
     reversed_pairs = _of_level(dropped, "pair", "mine_pairs")["id"]
     _balance("pair", of_pairs, pl.concat([mined["pair_id"], reversed_pairs]))
     fates = pl.concat([of_objects, of_images, of_pairs]).sort("level", "id")
     return Fates(tables.write_frame(build.store, "fates", fates))
-
-
-def object_ids(objects: pl.DataFrame) -> pl.Series:
-    """Names of objects: the key, and the member after `::`."""
-    named = (
-        pl.when(pl.col("member").is_null())
-        .then("key")
-        .otherwise(pl.concat_str("key", pl.lit("::"), pl.col("member").fill_null("")))
-    )
-    return objects.select(named.alias("id"))["id"]
 
 
 def _of_level(dropped: pl.DataFrame, level: str, stage: str | None = None) -> pl.DataFrame:
@@ -115,8 +105,10 @@ def _object_fates(
     own = _of_level(dropped, "object").with_columns(
         pl.col("rule").alias("fate"), pl.lit(None, pl.String).alias("image_id")
     )
-    pictures = seen.with_columns(object_ids(seen)).filter(pl.col("image_id").is_not_null())
-    first = usable.with_columns(object_ids(usable).alias("first")).select("image_id", "first")
+    pictures = seen.with_columns(corpus.object_ids(seen)).filter(pl.col("image_id").is_not_null())
+    first = usable.with_columns(corpus.object_ids(usable).alias("first")).select(
+        "image_id", "first"
+    )
     rows = pictures.select("id", "image_id").join(first, on="image_id", how="left")
     copies = rows.filter(pl.col("first").is_not_null() & (pl.col("id") != pl.col("first")))
     rest = rows.join(copies, on="id", how="anti").join(

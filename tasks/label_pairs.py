@@ -7,7 +7,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -213,11 +212,11 @@ def label_pairs(
 
     Raises infra.mllm.EndpointUnavailable where the endpoint of `mllm` has never answered.
     """
-    texts = pl.DataFrame(tables.read(build.store, eligible)).join(
-        pl.DataFrame(tables.read(build.store, captions)), on="caption_id", how="left"
+    texts = tables.frame(build.store, eligible).join(
+        tables.frame(build.store, captions), on="caption_id", how="left"
     )
     caption = dict(texts.select("image_id", "text").iter_rows())
-    mined = pl.DataFrame(tables.read(build.store, pairs, ["pair_id", "query", "target"]))
+    mined = tables.frame(build.store, pairs, ["pair_id", "query", "target"])
     asked = [PairText(p, q, t, caption.get(q), caption.get(t)) for p, q, t in mined.iter_rows()]
     if params.labeller == "captions":
         found = label_by_captions(asked)
@@ -252,7 +251,7 @@ def _prepared(
     build: Build, pairs: Sequence[PairText], objects: Table, max_pixels: int
 ) -> Callable[[str], bytes]:
     """Have workers resize the pictures of all pairs; returns what reads one of them."""
-    places = corpus.sources(pl.DataFrame(tables.read(build.store, objects)))
+    places = corpus.sources(tables.frame(build.store, objects))
     wanted = sorted({image for pair in pairs for image in (pair.query, pair.target)})
     rows = [(image, places[image]) for image in wanted]
     shards = [tuple(rows[at : at + 250]) for at in range(0, len(rows), 250)]

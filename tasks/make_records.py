@@ -67,7 +67,7 @@ def make_records(
     """Join what a record says. The licence of a pair is the stricter one of its two images."""
 
     def frame(table: Table) -> pl.DataFrame:
-        return pl.DataFrame(tables.read(build.store, table))
+        return tables.frame(build.store, table)
 
     rows = frame(pairs).join(frame(labels), on="pair_id", how="inner")
     texts = frame(eligible).join(frame(captions), on="caption_id", how="left")

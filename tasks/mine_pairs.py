@@ -97,7 +97,7 @@ def mine_pairs(
     images of the query's lists, spaces in turn, that are in no band of it and score below every
     band's low end against the target.
     """
-    frame = pl.DataFrame(tables.read(build.store, eligible)).sort("image_id")
+    frame = tables.frame(build.store, eligible).sort("image_id")
     ids = frame["image_id"].to_list()
     spaces = {
         name: _load(build, frame, members[name], lists[name], vectors, texts, rule)

@@ -89,7 +89,10 @@ def publish(
     published), models, bands, stages. Raises Refused at a quality gate, PairmillError where
     another build published meanwhile.
     """
-    rows, fates = _frame(build, contents.records), _frame(build, contents.fates)
+    rows, fates = (
+        tables.frame(build.store, contents.records),
+        tables.frame(build.store, contents.fates),
+    )
     value = content_digest(rows, fates)
     counts = _counts(rows, fates, contents)
     latest, etag = read_latest(build.store, dataset)
@@ -126,7 +129,7 @@ def _write(
     render_report: Callable[[Mapping[str, Any]], bytes],
 ) -> None:
     """Write the files of a version, and its manifest with their digests last."""
-    folder = f"datasets/{manifest['dataset']}/v{manifest['version']:06d}"
+    folder = version_folder(manifest["dataset"], manifest["version"])
     files = _Files(build.store, folder)
     for name, data in data_files:
         files.put(name, data)
@@ -138,23 +141,22 @@ def _write(
     build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
 
 
+def version_folder(dataset: str, number: int) -> str:
+    """Where the files of a version lie in the store."""
+    return f"datasets/{dataset}/v{number:06d}"
+
+
 def _complete(
     store: Store, dataset: str, latest: Mapping[str, Any] | None, value: str, config_digest: str
 ) -> dict[str, Any] | None:
     """A version after the latest that has this content and was never named: its build died."""
-    prefix = f"datasets/{dataset}/v"
     last = latest["version"] if latest else 0
-    for stat in store.list(prefix):
-        number, _, name = stat.key[len(prefix) :].partition("/")
-        if name == "manifest.json" and int(number) > last:
-            manifest = json.loads(store.get(stat.key))
+    for number in _complete_numbers(store, dataset):
+        if number > last:
+            manifest = _manifest(store, dataset, number)
             if (manifest["digest"], manifest["config_digest"]) == (value, config_digest):
                 return {k: manifest[k] for k in ENTRY}
     return None
-
-
-def _frame(build: Build, table: Table) -> pl.DataFrame:
-    return pl.DataFrame(tables.read(build.store, table))
 
 
 def content_digest(records: pl.DataFrame, fates: pl.DataFrame) -> str:
@@ -248,11 +250,11 @@ def _pictures(build: Build, rows: pl.DataFrame, contents: Contents) -> pl.DataFr
     """What is known of each image that a record names."""
     named = [*rows["query"], *rows["target"], *rows["negatives"].explode()] if len(rows) else []
     wanted = pl.DataFrame({"image_id": sorted({i for i in named if i})}, {"image_id": pl.String})
-    texts = _frame(build, contents.eligible).join(
-        _frame(build, contents.captions), on="caption_id", how="left"
+    texts = tables.frame(build.store, contents.eligible).join(
+        tables.frame(build.store, contents.captions), on="caption_id", how="left"
     )
     return (
-        _frame(build, contents.images)
+        tables.frame(build.store, contents.images)
         .join(wanted, on="image_id", how="semi")
         .join(
             texts.select("image_id", "clip_score", pl.col("text").alias("caption")),
@@ -288,7 +290,7 @@ def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[
 
     A tar is a local file until the next one is asked for.
     """
-    places = corpus.sources(_frame(build, contents.objects))
+    places = corpus.sources(tables.frame(build.store, contents.objects))
     filled = pictures.with_columns(
         number=(pl.col("bytes").cum_sum() - pl.col("bytes")) // TAR_BYTES
     )
@@ -360,7 +362,7 @@ def _claim(store: Store, dataset: str) -> int:
     number = max((int(name) for name in taken if name.isdigit()), default=0) + 1
     while True:
         try:
-            store.put(f"{prefix}{number:06d}/claim", b"", if_absent=True)
+            store.put(f"{version_folder(dataset, number)}/claim", b"", if_absent=True)
             return number
         except Conflict:
             number += 1
@@ -386,15 +388,14 @@ def _move_latest(
 
 
 def _named(build: Build, dataset: str, entry: Mapping[str, Any], *, fresh: bool) -> Version:
-    folder = f"datasets/{dataset}/v{entry['version']:06d}"
-    manifest = json.loads(build.store.get(f"{folder}/manifest.json"))
+    place = f"{build.store.uri}/{version_folder(dataset, entry['version'])}"
     return Version(
         entry["version"],
         entry["digest"],
-        f"{build.store.uri}/{folder}/manifest.json",
-        f"{build.store.uri}/{folder}/report.html",
+        f"{place}/manifest.json",
+        f"{place}/report.html",
         fresh,
-        manifest["counts"],
+        _manifest(build.store, dataset, entry["version"])["counts"],
     )
 
 
@@ -410,22 +411,28 @@ def find_version(store: Store, dataset: str, name: str) -> dict[str, Any]:
         )
     if name == "latest":
         name = str(latest["version"])
-    prefix = f"datasets/{dataset}/v"
-    keys = [s.key for s in store.list(prefix) if s.key.endswith("/manifest.json")]
-    numbers = {int(key[len(prefix) :].split("/")[0]): key for key in keys}
+    numbers = _complete_numbers(store, dataset)
     if name.isdecimal() and len(name) < 8:
-        found = [_manifest(store, numbers[int(name)])] if int(name) in numbers else []
+        found = [_manifest(store, dataset, int(name))] if int(name) in numbers else []
     else:
-        manifests = (_manifest(store, numbers[n]) for n in sorted(numbers, reverse=True) if name)
+        manifests = (_manifest(store, dataset, n) for n in reversed(numbers) if name)
         found = [m for m in manifests if m["digest"].startswith(name)]
     if len({manifest["digest"] for manifest in found}) == 1:
         return found[0]
     raise PairmillError(
         f"{dataset!r} has {'several versions' if found else 'no version'} {name!r}; versions: "
-        + (", ".join(map(str, sorted(numbers))) or "none")
+        + (", ".join(map(str, numbers)) or "none")
     )
 
 
-def _manifest(store: Store, key: str) -> dict[str, Any]:
+def _complete_numbers(store: Store, dataset: str) -> list[int]:
+    """Numbers of the versions that have a manifest, ascending."""
+    prefix = f"datasets/{dataset}/v"
+    keys = [s.key for s in store.list(prefix) if s.key.endswith("/manifest.json")]
+    return sorted(int(key[len(prefix) :].split("/")[0]) for key in keys)
+
+
+def _manifest(store: Store, dataset: str, number: int) -> dict[str, Any]:
+    key = f"{version_folder(dataset, number)}/manifest.json"
     manifest: dict[str, Any] = json.loads(store.get(key))
     return manifest

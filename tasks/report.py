@@ -192,7 +192,7 @@ def render(
 
 def _facts(build: Build, contents: Contents, survivors: Table, pairs: Table | None) -> Facts:
     def frame(table: Table, *columns: str) -> pl.DataFrame:
-        return pl.DataFrame(tables.read(build.store, table, columns or None))
+        return tables.frame(build.store, table, columns or None)
 
     return Facts(
         frame(contents.records) if contents.records.rows else pl.DataFrame(),
@@ -339,7 +339,7 @@ def _track(score: int, space: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fit(build: Build, filter_facts: Table) -> dict[str, Any]:
     """How well captions fit: a histogram with the cut."""
-    rows = pl.DataFrame(tables.read(build.store, filter_facts))
+    rows = tables.frame(build.store, filter_facts)
     cut = rows.filter(pl.col("name") == "cut")["value"]
     values = rows.filter(pl.col("name") == "value")["value"].to_numpy()
     found = charts.tally([values])
