@@ -109,9 +109,8 @@ def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
     record = build.ledger.find("models", device, spec)
     if record is None:
         build.begin("load models", {"model": params.name})
-        gpu = {"GPU": 1.0} if device == "cuda" else None
         load = partial(features.model_facts, device=device)
-        (_, found), *_ = build.pool.map(load, [params], resources=gpu)
+        (_, found), *_ = build.pool.map(load, [params], resources=_resources(device))
         if isinstance(found, Crash):
             raise RuntimeError(f"loading {params.name} ended its worker: {found.reason}")
         size, mode, interpolation, fill, crop = found.geometry
@@ -123,6 +122,11 @@ def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
     size, mode, interpolation, fill, crop = record["geometry"]
     geometry = features.Geometry(size, mode, interpolation, fill, float(crop))
     return ModelFacts(geometry, *record["model"])
+
+
+def _resources(device: str) -> dict[str, float] | None:
+    """What a worker must have to run a model."""
+    return {"GPU": 1.0} if device == "cuda" else None
 
 
 def _job(
@@ -187,10 +191,7 @@ class _State:
         self.build.ledger.write(f"describe/{name.partition('/')[0]}", self.names[name], key, record)
 
     def frame(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-        table = self.tables[name]
-        if not table.shards and "/" in name:
-            return pl.DataFrame(schema=dict.fromkeys(columns or [], pl.String))
-        return tables.frame(self.build.store, table, columns)
+        return tables.frame(self.build.store, self.tables[name], columns)
 
 
 def _todo(
@@ -302,9 +303,9 @@ def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFr
     total = sum(source.size for shard in todo for source in shard.sources)
     written: dict[str, list[Shard]] = {name: [] for name in state.names}
     done, crashed = 0, []
-    gpu = {"GPU": 1.0} if job.device == "cuda" else None
-    work = partial(features.describe_shard, job)
-    for shard, result in build.pool.map(work, todo, split=partial(_split, job), resources=gpu):
+    work, split = partial(features.describe_shard, job), partial(_split, job)
+    needs = _resources(job.device)
+    for shard, result in build.pool.map(work, todo, split=split, resources=needs):
         done += sum(source.size for source in shard.sources)
         build.progress("describe", done, total)
         if isinstance(result, Crash):
@@ -434,9 +435,9 @@ def _embed_captions(
     rows = list(new.sort("caption_id").iter_rows())
     size = max(256, min(CAPTIONS_A_SHARD, -(-len(rows) // 4)))
     shards = [tuple(rows[at : at + size]) for at in range(0, len(rows), size)]
-    gpu = {"GPU": 1.0} if job.device == "cuda" else None
     work, written = partial(features.embed_captions, job, name), []
-    for done, (_, result) in enumerate(build.pool.map(work, shards, resources=gpu), 1):
+    results = build.pool.map(work, shards, resources=_resources(job.device))
+    for done, (_, result) in enumerate(results, 1):
         if isinstance(result, Crash):
             raise RuntimeError(f"embedding captions with {name} ended its worker: {result.reason}")
         build.progress("describe captions", done, len(shards))
