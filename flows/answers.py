@@ -11,7 +11,7 @@ from flows.config import load_config
 from infra.errors import ConfigError, PairmillError
 from infra.store import Location, Store, open_store
 from infra.text import plain
-from tasks.publish import find_version, version_folder
+from infra.versions import find_version, version_folder
 
 SHOWN = 10
 

@@ -24,9 +24,10 @@ from infra.build import Build
 from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError, Refused
 from infra.hugging_face import FILES, card_metadata
-from infra.store import Conflict, NotFound, Store
+from infra.store import Conflict, Store
 from infra.tables import Table
 from infra.text import markdown
+from infra.versions import complete_numbers, read_latest, read_manifest, version_folder
 
 TAR_BYTES = 256 << 20
 TEMPLATES = Path(__file__).parent / "templates"
@@ -141,19 +142,14 @@ def _write(
     build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
 
 
-def version_folder(dataset: str, number: int) -> str:
-    """Where the files of a version lie in the store."""
-    return f"datasets/{dataset}/v{number:06d}"
-
-
 def _complete(
     store: Store, dataset: str, latest: Mapping[str, Any] | None, value: str, config_digest: str
 ) -> dict[str, Any] | None:
     """A version after the latest that has this content and was never named: its build died."""
     last = latest["version"] if latest else 0
-    for number in _complete_numbers(store, dataset):
+    for number in complete_numbers(store, dataset):
         if number > last:
-            manifest = _manifest(store, dataset, number)
+            manifest = read_manifest(store, dataset, number)
             if (manifest["digest"], manifest["config_digest"]) == (value, config_digest):
                 return {k: manifest[k] for k in ENTRY}
     return None
@@ -345,16 +341,6 @@ def _dropped(counts: Mapping[str, int], fates: Iterable[str]) -> str:
     return ", ".join(f"{count:,} {markdown(name)}" for name, count in shown)
 
 
-def read_latest(store: Store, dataset: str) -> tuple[dict[str, Any] | None, str | None]:
-    """What `latest` says, and its etag; (None, None) before the first version."""
-    key = f"datasets/{dataset}/latest.json"
-    try:
-        etag = store.head(key).etag
-        return json.loads(store.get(key)), etag
-    except NotFound:
-        return None, None
-
-
 def _claim(store: Store, dataset: str) -> int:
     """Take the next free version number; a number whose build died stays unused."""
     prefix = f"datasets/{dataset}/v"
@@ -395,44 +381,5 @@ def _named(build: Build, dataset: str, entry: Mapping[str, Any], *, fresh: bool)
         f"{place}/manifest.json",
         f"{place}/report.html",
         fresh,
-        _manifest(build.store, dataset, entry["version"])["counts"],
+        read_manifest(build.store, dataset, entry["version"])["counts"],
     )
-
-
-def find_version(store: Store, dataset: str, name: str) -> dict[str, Any]:
-    """The manifest of a version by number, digest prefix or `latest`. Raises PairmillError.
-
-    Less than eight digits are a number. Of versions with one digest it is the newest.
-    """
-    latest, _ = read_latest(store, dataset)
-    if latest is None:
-        raise PairmillError(
-            f"{store.uri} has no published version of {dataset!r}; run a build first"
-        )
-    if name == "latest":
-        name = str(latest["version"])
-    numbers = _complete_numbers(store, dataset)
-    if name.isdecimal() and len(name) < 8:
-        found = [_manifest(store, dataset, int(name))] if int(name) in numbers else []
-    else:
-        manifests = (_manifest(store, dataset, n) for n in reversed(numbers) if name)
-        found = [m for m in manifests if m["digest"].startswith(name)]
-    if len({manifest["digest"] for manifest in found}) == 1:
-        return found[0]
-    raise PairmillError(
-        f"{dataset!r} has {'several versions' if found else 'no version'} {name!r}; versions: "
-        + (", ".join(map(str, numbers)) or "none")
-    )
-
-
-def _complete_numbers(store: Store, dataset: str) -> list[int]:
-    """Numbers of the versions that have a manifest, ascending."""
-    prefix = f"datasets/{dataset}/v"
-    keys = [s.key for s in store.list(prefix) if s.key.endswith("/manifest.json")]
-    return sorted(int(key[len(prefix) :].split("/")[0]) for key in keys)
-
-
-def _manifest(store: Store, dataset: str, number: int) -> dict[str, Any]:
-    key = f"{version_folder(dataset, number)}/manifest.json"
-    manifest: dict[str, Any] = json.loads(store.get(key))
-    return manifest

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from infra.store import Location, open_store
-from tasks.publish import find_version
+from infra.versions import find_version
 
 ROOT = Path(__file__).parents[2]
 SERVER_SECONDS = 120

@@ -19,14 +19,8 @@ from infra.build import WouldRun
 from infra.canonical import canonical
 from infra.errors import PairmillError, Refused
 from infra.folder import FolderStore
-from tasks.publish import (
-    Contents,
-    GateParams,
-    PublishParams,
-    find_version,
-    publish,
-    read_latest,
-)
+from infra.versions import find_version, read_latest
+from tasks.publish import Contents, GateParams, PublishParams, publish
 from tests.tasks.examples import new_build, put
 
 TEXT = pa.string()
