@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -19,12 +18,6 @@ def canonical(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """SHA-256 of `canonical(value)`, in hex."""
     return hashlib.sha256(canonical(value)).hexdigest()
-
-
-def digest_rows(rows: Iterable[Any]) -> str:
-    """SHA-256 over the sorted SHA-256 digests of rows: the same for any order of the rows."""
-    row_digests = sorted(hashlib.sha256(canonical(row)).digest() for row in rows)
-    return hashlib.sha256(b"".join(row_digests)).hexdigest()
 
 
 def settings(value: Any) -> Any:

@@ -10,6 +10,8 @@ digest of the columns it reads.
 import functools
 import inspect
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -23,6 +25,8 @@ from infra.store import NotFound, Store
 from infra.tables import Table
 
 FORMAT = 1
+SKETCH = 256  # ids by which sets are told apart
+NEAREST_OF = 8  # records that are looked at
 
 Outputs = TypeVar("Outputs", bound=tuple)
 
@@ -47,6 +51,21 @@ class Ledger:
         if not records:
             return None
         return self._load(max(records, key=lambda s: (s.mtime, s.key)).key)
+
+    def nearest(self, stage: str, family: str, sketch: Sequence[str]) -> dict[str, Any] | None:
+        """Of the last records of a family the one that was made for the likest set, or None.
+
+        Times of files only bound how many are read: whichever is taken, the rows are the same.
+        """
+        prefix = f"ledger/{stage}/{family}/"
+        try:
+            found = [s for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
+        except NotFound:
+            return None
+        last = sorted(found, key=lambda s: (s.mtime, s.key))[-NEAREST_OF:]
+        records = [self._load(stat.key) for stat in reversed(last)]
+        known = [record for record in records if record]
+        return max(known, key=lambda r: _likeness(r.get("sketch", []), sketch), default=None)
 
     def write(self, stage: str, family: str, key: str, record: Mapping[str, Any]) -> None:
         """Record finished work; what it names must be stored already."""
@@ -77,8 +96,7 @@ class Ledger:
 
 def family(name: str, version: int, params: Any) -> str:
     """Digest of what a stage's result depends on besides its input rows."""
-    data = params.model_dump(mode="json") if isinstance(params, BaseModel) else params
-    return digest({"stage": name, "version": version, "params": settings(data)})[:20]
+    return digest({"stage": name, "version": version, "params": settings(_plain(params))})[:20]
 
 
 def stage(
@@ -86,12 +104,16 @@ def stage(
     reads: Mapping[str, Sequence[str]],
     meaning: Callable[[Any], Any] = lambda params: params,
     is_final: Callable[[Any, Any], bool] = lambda outputs, build: True,
+    starts_from: tuple[str, str] | None = None,
 ) -> Callable[[Callable[..., Outputs]], Callable[..., Outputs]]:
     """Make `fn(build, *tables, params) -> NamedTuple of Tables` do its work once per key.
 
     `reads` names, for each table argument, the columns its key covers; an argument may also be a
-    mapping of tables. `meaning` gives what of the parameters affects the result; a result that is
-    not `is_final` is returned, not recorded. The function gains `.stage`, `.version`, `.reads`.
+    mapping of tables. `meaning` gives what of the parameters affects the result. With
+    `starts_from`, an argument and its column of ids, the function is given `before`: the outputs
+    of the finished work of its family whose ids differ least, or None. What it starts from may
+    change the cost, never the rows. A result that is not `is_final` is not found again under its
+    key, but others may start from it. The function gains `.stage`, `.version`, `.reads`.
     """
 
     def wrap(fn: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -102,23 +124,68 @@ def stage(
         def run(build: Any, *args: Any, **kwargs: Any) -> Outputs:
             bound = signature.bind(build, *args, **kwargs)
             bound.apply_defaults()
-            inputs = bound.arguments
-            kin = family(name, version, meaning(inputs["params"]))
-            key = digest({arg: _digest(build.store, inputs[arg], reads[arg]) for arg in reads})
-            outputs = get_type_hints(fn)["return"]
+            inputs, outputs = bound.arguments, get_type_hints(fn)["return"]
+            means = settings(_plain(meaning(inputs["params"])))
+            kin = family(name, version, means)
+            digests = {arg: _digest(build.store, inputs[arg], reads[arg]) for arg in reads}
+            key = digest(digests)
             record = build.ledger.find(name, kin, key)
             if record is not None:
                 return outputs(**_tables(record["tables"]))
             build.begin(name, inputs)
-            result = fn(*bound.args, **bound.kwargs)
-            if is_final(result, build):
-                build.ledger.write(name, kin, key, {"tables": _json(_named(result))})
+            start, work = time.perf_counter(), Counter(build.work)
+            sketch = (
+                _sketch(build.store, inputs[starts_from[0]], starts_from[1]) if starts_from else []
+            )
+            if starts_from:
+                nearest = build.ledger.nearest(name, kin, sketch)
+                inputs["before"] = outputs(**_tables(nearest["tables"])) if nearest else None
+            result = _computed(fn, bound)
+            about = {
+                "tables": _json(_named(result)),
+                "sketch": sketch,
+                "inputs": digests,
+                "params": means,
+                "version": version,
+                "milliseconds": round(1000 * (time.perf_counter() - start)),
+                "work": dict(build.work - work),
+                "created": int(time.time()),
+            }
+            build.ledger.write(name, kin, key if is_final(result, build) else f"{key}.part", about)
             return result
 
         run.stage, run.version, run.reads = name, version, dict(reads)  # type: ignore[attr-defined]
         return run
 
     return wrap
+
+
+def _computed(fn: Callable[..., Outputs], bound: inspect.BoundArguments) -> Outputs:
+    """The stage's result; from nothing where what it starts from turns out to be damaged."""
+    before = bound.arguments.get("before")
+    try:
+        return fn(*bound.args, **bound.kwargs)
+    except tables.Damaged as error:
+        if before is None or error.sha256 not in json.dumps(_json(_named(before))):
+            raise
+    bound.arguments["before"] = None
+    return fn(*bound.args, **bound.kwargs)
+
+
+def _sketch(store: Store, table: Table, column: str) -> list[str]:
+    """The least ids of a table, shortened: a fair draw, since ids are hashes (Broder 1997)."""
+    ids = tables.frame(store, table, [column])[column].unique().bottom_k(SKETCH)
+    return sorted(name[:16] for name in ids.to_list())
+
+
+def _likeness(one: Sequence[str], other: Sequence[str]) -> float:
+    """Estimated share of the union of two sets that is in both, from their sketches."""
+    least = sorted({*one, *other})[:SKETCH]
+    return len({*one} & {*other}.intersection(least)) / max(1, len(least))
+
+
+def _plain(params: Any) -> Any:
+    return params.model_dump(mode="json") if isinstance(params, BaseModel) else params
 
 
 def _named(result: Any) -> dict[str, Any]:

@@ -8,12 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.canonical import digest_rows
+from infra.canonical import canonical
 from infra.errors import PairmillError
 from infra.schema import SCHEMAS
 from infra.store import NotFound, Store
+
+
+class Damaged(PairmillError):
+    """A shard is not there, or not what its name says."""
+
+    def __init__(self, message: str, sha256: str):
+        super().__init__(message)
+        self.sha256 = sha256
 
 
 class Shard(NamedTuple):
@@ -112,14 +121,16 @@ def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | 
     try:
         data = store.get(shard_key(shard.sha256))
     except NotFound as error:
-        raise PairmillError(
+        raise Damaged(
             f"shard {shard.sha256[:12]} of table {name} is gone from {store.uri}; "
-            "delete the store's ledger/ folder to rebuild it"
+            "delete the store's ledger/ folder to rebuild it",
+            shard.sha256,
         ) from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise PairmillError(
+        raise Damaged(
             f"shard {shard.sha256[:12]} of table {name} is damaged in {store.uri}; "
-            "delete that file and the store's ledger/ folder to rebuild it"
+            "delete that file and the store's ledger/ folder to rebuild it",
+            shard.sha256,
         )
     return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
 
@@ -128,32 +139,65 @@ def digest(store: Store, table: Table, columns: Sequence[str]) -> str:
     """SHA-256 of the named columns as canonical rows, whatever their order or sharding.
 
     With no columns it is the table's name: for tables whose rows follow from their ids and it.
-    Neighbour lists, which are in order by definition and too many for JSON, are hashed as numbers.
+    Neighbour lists are in order by definition and are hashed in it.
     """
     if not columns:
         return table.name
-    if table.name == "lists":
-        return _digest_lists(store, table, columns)
-    rows = (
-        list(row)
-        for part in shards(store, table, columns)
-        for row in zip(*(part[name].to_pylist() for name in columns), strict=True)
-    )
-    return digest_rows(rows)
+    return digest_columns(read(store, table, columns), ordered=table.name == "lists")
 
 
-def _digest_lists(store: Store, table: Table, columns: Sequence[str]) -> str:
-    """SHA-256 over the columns' lengths and values as 64-bit integers, shard borders left out."""
-    lengths, values = ({name: hashlib.sha256() for name in columns} for _ in range(2))
-    for part in shards(store, table, columns):
-        for name in columns:
-            column = part[name].combine_chunks()
-            if pa.types.is_list(column.type):
-                lengths[name].update(np.diff(column.offsets).astype("<i8").tobytes())
-                column = column.flatten()
-            values[name].update(column.to_numpy().astype("<i8").tobytes())
-    parts = [stream[name].hexdigest() for name in columns for stream in (lengths, values)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+def digest_columns(rows: pa.Table, ordered: bool = False) -> str:
+    """SHA-256 of a table's columns in canonical form, its rows sorted unless they are `ordered`.
+
+    A column is hashed as its name and values: integers as 64 bits, strings as lengths and UTF-8,
+    lists as lengths and items, structs by field, and where nulls stand. Sorted by the columns that
+    are neither lists nor structs, which must tell rows apart. Raises TypeError for floats.
+    """
+    plain = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
+    if plain and not ordered:
+        order = pl.DataFrame(rows.select(plain)).select(pl.arg_sort_by(plain)).to_series()
+        rows = rows.take(order.to_arrow())
+    total = hashlib.sha256()
+    for name in sorted(rows.column_names):
+        column = hashlib.sha256()
+        for part in _values(rows[name].combine_chunks()):
+            column.update(part)
+        total.update(canonical([name, rows.num_rows, column.hexdigest()]))
+    return total.hexdigest()
+
+
+def _values(array: pa.Array) -> Iterator[Any]:
+    """Buffers that hold an array's values in their canonical form, whatever its Arrow layout."""
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    kind = array.type
+    # Where there are none, a constant, so that layouts without a null bitmap are no different.
+    yield np.packbits(array.is_null().to_numpy(zero_copy_only=False)) if array.null_count else b"-"
+    if pa.types.is_struct(kind):
+        for name in sorted(field.name for field in kind):
+            yield from _values(pc.struct_field(array, name))
+    elif pa.types.is_nested(kind):
+        yield pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype("<i8")
+        yield from _values(array.flatten())
+    elif pa.types.is_boolean(kind):
+        yield from _values(array.cast(pa.int8()))
+    elif pa.types.is_integer(kind):
+        wide = "<u8" if pa.types.is_uint64(kind) else "<i8"
+        yield pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(wide)
+    elif pa.types.is_floating(kind):
+        raise TypeError("a float has no canonical form; use an integer or text")
+    else:
+        yield from _bytes(array)
+
+
+def _bytes(array: pa.Array) -> Iterator[Any]:
+    """Lengths and joined bytes of an array of strings or binaries."""
+    plain = pc.fill_null(array.cast(pa.large_binary()), b"")
+    _, offsets, data = plain.buffers()
+    ends = np.frombuffer(offsets, "<i8")[plain.offset : plain.offset + len(plain) + 1]
+    yield np.diff(ends)
+    if data is not None and len(ends):
+        yield memoryview(data)[ends[0] : ends[-1]]
 
 
 def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

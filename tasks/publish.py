@@ -156,14 +156,9 @@ def _complete(
 
 
 def content_digest(records: pl.DataFrame, fates: pl.DataFrame) -> str:
-    """SHA-256 over the row hashes of records, then fates, each sorted by id, in canonical JSON."""
-    total = hashlib.sha256()
-    for frame, order in ((records, ["pair_id"]), (fates, ["level", "id"])):
-        if not frame.width or not frame.height:
-            continue
-        for row in frame.sort(order).iter_rows(named=True):
-            total.update(hashlib.sha256(canonical(row)).digest())
-    return total.hexdigest()
+    """SHA-256 over records and fates, by the canonical form of `tables.digest_columns`."""
+    parts = [tables.digest_columns(frame.to_arrow()) for frame in (records, fates)]
+    return digest(parts)
 
 
 def _counts(rows: pl.DataFrame, fates: pl.DataFrame, contents: Contents) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The ledger: finished work is found again under its key, and under no other."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -78,6 +80,59 @@ def test_a_result_that_is_not_final_is_returned_and_not_recorded(build):
     double(build, members(build, "a"), Params())
     double(build, members(build, "a"), Params())
     assert RUNS == [2, 2]
+
+
+def _told_before(build, members: Table, params: Params, before: Doubled | None = None) -> Doubled:
+    BEFORE.append(before and tables.read(build.store, before.members)["image_id"].to_pylist())
+    return Doubled(tables.write(build.store, "members", tables.read(build.store, members)), {})
+
+
+BEFORE: list[list[str] | None] = []
+update = stage(
+    1,
+    {"members": ["image_id"]},
+    lambda params: params.factor,
+    starts_from=("members", "image_id"),
+)(_told_before)
+
+
+def test_a_stage_starts_from_the_likest_set_of_its_family(build):
+    BEFORE.clear()
+    for ids in ("abcdef", "uvwxyz", "abcdeg"):
+        update(build, members(build, *ids), Params())
+    update(build, members(build, *"abcdeg"), Params(factor=3))
+    assert [None, list("abcdef"), list("abcdef"), None] == BEFORE
+
+
+def test_a_damaged_state_is_not_started_from(build):
+    BEFORE.clear()
+    done = update(build, members(build, *"abc", shard_rows=1), Params())
+    Path(build.store.uri, tables.shard_key(done.members.shards[0].sha256)).unlink()
+    update(build, members(build, *"abd"), Params())
+    assert BEFORE == [None, None]
+
+
+def test_what_is_not_final_is_started_from(build):
+    BEFORE.clear()
+    partial = stage(
+        2,
+        {"members": ["image_id"]},
+        starts_from=("members", "image_id"),
+        is_final=lambda outputs, build: False,
+    )(_told_before)
+    partial(build, members(build, "a"), Params())
+    partial(build, members(build, "a"), Params())
+    assert BEFORE == [None, ["a"]]
+
+
+def test_a_record_says_what_it_was_made_of(build):
+    update(build, members(build, "a", "b"), Params())
+    [stat] = build.store.list("ledger/_told_before/")
+    record = json.loads(build.store.get(stat.key))
+    assert (record["sketch"], record["params"], record["version"]) == (["a", "b"], 2, 1)
+    assert record["inputs"] == {
+        "members": tables.digest(build.store, members(build, "b", "a"), ["image_id"])
+    }
 
 
 def test_a_stage_that_fails_leaves_no_record(build):

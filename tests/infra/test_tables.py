@@ -92,6 +92,40 @@ def test_the_digest_sees_the_named_columns_alone(store):
     assert tables.digest(store, Table("vectors-abc"), []) == "vectors-abc"
 
 
+def test_a_digest_is_that_of_values_not_of_their_layout():
+    ids = ["b", "a", "c"]
+    rows = pa.table({"id": ids, "n": pa.array([1, None, 3], pa.int32()), "l": [["x"], None, []]})
+    other = pa.concat_tables([rows.slice(2), rows.slice(0, 2)]).cast(
+        pa.schema({"id": pa.large_string(), "n": pa.int64(), "l": pa.large_list(pa.large_string())})
+    )
+    assert tables.digest_columns(rows) == tables.digest_columns(other)
+    assert tables.digest_columns(rows, ordered=True) != tables.digest_columns(other, ordered=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"id": ["a", "bc"], "l": [["x"], []]},
+        {"id": ["ab", "c"], "l": [[], ["x"]]},
+        {"id": ["ab", "c"], "l": [["x"], None]},
+        {"id": ["ab", "c"], "m": [["x"], []]},
+        {"id": ["ab", "c", "c"], "l": [["x"], [], []]},
+    ],
+)
+def test_other_values_have_another_digest(other):
+    rows = {"id": ["ab", "c"], "l": [["x"], []]}
+    assert tables.digest_columns(pa.table(rows)) != tables.digest_columns(pa.table(other))
+
+
+def test_structs_are_hashed_by_field_and_floats_refused():
+    one, other = ([{"low": low, "high": 3}] for low in (1, 2))
+    assert tables.digest_columns(pa.table({"s": one})) != tables.digest_columns(
+        pa.table({"s": other})
+    )
+    with pytest.raises(TypeError, match="float"):
+        tables.digest_columns(pa.table({"s": [0.5]}))
+
+
 def test_vectors_are_gathered_by_id_in_order_of_id(store):
     ids = [f"{n:064x}" for n in (3, 1, 2)]
     vectors = np.array([[3, 30], [1, 10], [2, 20]], np.float16)
