@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: sample test lint docs clean
+.PHONY: sample test soak lint docs clean
 
 sample: $(INSTALLED)
 	@$(BIN)/pairmill run sample/config.yaml
 
 test: $(INSTALLED)
 	@$(BIN)/pytest
+
+# The long form of the property and fault tests; PAIRMILL_SOAK_SEED=N repeats a run.
+soak: $(INSTALLED)
+	@$(BIN)/pytest -m soak -s
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
