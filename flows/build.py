@@ -8,8 +8,9 @@ from prefect import flow
 from flows.config import BuildConfig, open_build
 from flows.progress import reporter
 from flows.step import link, step
-from flows.summary import described, summary
+from flows.summary import measured, summary, tell_refused
 from infra.build import Build
+from infra.errors import Refused
 from tasks.align_captions import AlignParams, align_captions
 from tasks.deduplicate import deduplicate
 from tasks.describe import describe
@@ -28,7 +29,11 @@ from tasks.snapshot import snapshot
 def build(config: BuildConfig) -> dict[str, Any]:
     """Build a dataset from a bucket of images, redoing only what changed."""
     with reporter() as progress, open_build(config, progress) as run:
-        result = stages(run, config)
+        try:
+            result = stages(run, config)
+        except Refused as refused:
+            tell_refused(refused)
+            raise
         link("manifest", result["manifest"])
         link("report", result["report"])
         return result
@@ -42,9 +47,10 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     clip = config.clip_score.model
 
     check_model(clip, texts)
-    aligned = step(align_captions)(
+    matched = step(align_captions)(
         run, images, seen.image_captions, vectors[clip], texts[clip], AlignParams(model=clip)
-    ).aligned
+    )
+    aligned = matched.aligned
     unique = step(deduplicate)(run, images, seen.looks, aligned, captions, vectors, config.dedup)
     survivors = unique.survivors
     fitting = step(filter_captions)(
@@ -68,6 +74,12 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     contents = Contents(records, fates, images, eligible, captions, seen.objects)
     tables = (contents, survivors, fitting.facts, near.lists, mined.bands)
     report = partial(render, run, *tables, pairs=mined.pairs)
-    about = described(run, config, listed, seen, fitting, near, mined)
-    version = step(publish)(run, config.dataset, contents, about, report, config.publish)
+    ran = {
+        "snapshot": listed, "describe": seen, "align_captions": matched, "deduplicate": unique,
+        "filter_captions": fitting, "find_neighbours": near, "mine_pairs": mined,
+        "label_pairs": labelled,
+    }  # fmt: skip
+    measure = partial(measured, run, ran)
+    about = {"config": config.published()}
+    version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)
     return summary(run, version)

@@ -1,21 +1,24 @@
 """What a run says at its end: for the manifest, for `--json`, and as a table for people."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+import httpx
+import polars as pl
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flows.config import BuildConfig
+from flows.step import link
 from infra import tables
 from infra.build import Build
+from infra.errors import Refused
+from infra.tables import Table
+from infra.text import markdown
 from tasks.describe import Described
-from tasks.filter_captions import Filtered
-from tasks.find_neighbours import Near
 from tasks.fold_fates import OBJECT_FATES
-from tasks.mine_pairs import Mined
 from tasks.publish import Version
 from tasks.snapshot import Snapshot
 
@@ -28,28 +31,74 @@ WORK = (
 )
 
 
-def described(
-    build: Build,
-    config: BuildConfig,
-    listed: Snapshot,
-    seen: Described,
-    fitting: Filtered,
-    near: Near,
-    mined: Mined,
-) -> dict[str, Any]:
-    """What a manifest says beyond its files: config, calibrated values, and what it cost."""
+# Tables of a build that answer questions later. What a manifest names under `tables` is kept as
+# long as the version; lists are many times larger, and go when the ledger has no use for them.
+NAMED = {
+    "snapshot": ("listing",),
+    "describe": ("objects", "images", "captions", "image_captions"),
+    "align_captions": ("aligned",),
+    "deduplicate": ("survivors",),
+    "filter_captions": ("eligible", "facts"),
+    "mine_pairs": ("pairs", "bands"),
+    "label_pairs": ("labels", "drops"),
+}
+PASSING = {"find_neighbours": ("members", "lists")}
+
+
+def measured(build: Build, ran: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says beyond its files and config: calibrated values, tables, what it cost.
+
+    `ran` holds the results of the stages by their names.
+    """
+    listed, seen, fitting, near, mined = (
+        ran[stage]
+        for stage in ("snapshot", "describe", "filter_captions", "find_neighbours", "mine_pairs")
+    )
     facts = tables.read(build.store, fitting.facts).to_pylist()
     mining = tables.read(build.store, mined.facts).to_pylist()
+    bands = tables.read(build.store, mined.bands).to_pylist()
     return {
-        "config": config.published(),
         "captions_unused": _captions_unused(build, listed, seen),
-        "bands": tables.read(build.store, mined.bands).to_pylist(),
+        "bands": bands,
         "clip_score_cut": next((f["value"] for f in facts if f["name"] == "cut"), None),
         "mining": {fact["name"]: fact["value"] for fact in mining},
         "members": {name: table.rows for name, table in near.members.items()},
+        "occupied": {b["space"]: _occupied(build, near.lists[b["space"]], b) for b in bands},
+        "tables": _named(ran, NAMED),
+        "passing_tables": _named(ran, PASSING),
+        # Named without their shards, which hold more than this corpus and may be forgotten.
+        "numerics": {
+            kind: {model: table.name for model, table in getattr(seen, kind).items()}
+            for kind in ("vectors", "texts")
+        },
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
     }
+
+
+def _named(ran: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Tables of stages as JSON, by stage and name."""
+
+    def as_json(value: Any) -> Any:
+        if isinstance(value, Table):
+            return value.to_json()
+        return {name: as_json(item) for name, item in value.items()}
+
+    return {
+        stage: {name: as_json(getattr(ran[stage], name)) for name in names}
+        for stage, names in wanted.items()
+    }
+
+
+def _occupied(build: Build, lists: Table, band: Mapping[str, Any]) -> int:
+    """How many images have at least one neighbour in the band of a space."""
+    count = 0
+    for part in tables.shards(build.store, lists, ["scores"]):
+        inside = pl.Series(part["scores"].combine_chunks()).list.eval(
+            pl.element().is_between(band["low"], band["high"])
+        )
+        count += int(inside.list.any().sum())
+    return count
 
 
 def _captions_unused(build: Build, listed: Snapshot, seen: Described) -> dict[str, int]:
@@ -78,6 +127,20 @@ def summary(build: Build, version: Version) -> dict[str, Any]:
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 2) for stage, spent in build.seconds.items()},
     }
+
+
+def tell_refused(refused: Refused) -> None:
+    """In Prefect, the reasons of a refusal and a link to the report of the refused build."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is None:
+        return
+    reasons = "\n".join(f"- {markdown(reason)}" for reason in refused.reasons)
+    text = f"Nothing was published. Quality gates that this build does not pass:\n\n{reasons}\n"
+    with suppress(httpx.HTTPError):
+        create_markdown_artifact(text, "refused-reasons", "why nothing was published")
+    link("refused", refused.report)
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

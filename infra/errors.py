@@ -1,5 +1,7 @@
 """Expected failures: one line each, naming the cause and the remedy."""
 
+from collections.abc import Sequence
+
 
 class PairmillError(Exception):
     """A build failed for a reason a user can act on; `exit_code` is the process's status."""
@@ -14,6 +16,10 @@ class ConfigError(PairmillError):
 
 
 class Refused(PairmillError):
-    """A quality gate refused to publish."""
+    """A quality gate refused to publish: the reasons, and where the report of the build lies."""
 
     exit_code = 3
+
+    def __init__(self, message: str, reasons: Sequence[str] = (), report: str = ""):
+        super().__init__(message)
+        self.reasons, self.report = tuple(reasons), report

@@ -7,27 +7,34 @@ import platform
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import polars as pl
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import corpus, tables
+from infra import corpus, drift, gates, tables
 from infra.build import Build
 from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError, Refused
+from infra.gates import Failed
 from infra.hugging_face import FILES, card_metadata
 from infra.store import Conflict, Store
 from infra.tables import Table
 from infra.text import markdown
-from infra.versions import complete_numbers, read_latest, read_manifest, version_folder
+from infra.versions import (
+    complete_numbers,
+    read_latest,
+    read_manifest,
+    refused_folder,
+    version_folder,
+)
 
 TAR_BYTES = 256 << 20
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,7 +48,27 @@ class GateParams(BaseModel):
 
     min_images: int = Field(0, ge=0, description="Images that survive deduplication and filters.")
     min_records: int = Field(0, ge=0, description="Records.")
-    max_unreadable: float = Field(1.0, ge=0, le=1, description="Share of unreadable objects.")
+    max_drop_images: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the last version's eligible images that may be missing.",
+    )
+    max_drop_records: float = Field(
+        1.0, ge=0, le=1, description="Share of the last version's records that may be missing."
+    )
+    max_failures: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of pictures that were unreadable, crashed the decoder or vanished.",
+    )
+    min_band_occupancy: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="In every space, the share of its images with a neighbour in the band.",
+    )
 
 
 class PublishParams(BaseModel):
@@ -83,12 +110,14 @@ def publish(
     described: Mapping[str, Any],
     render_report: Callable[[Mapping[str, Any]], bytes],
     params: PublishParams,
+    measure: Callable[[], Mapping[str, Any]] = dict,
 ) -> Version:
     """Publish a version, or name the latest where nothing differs from it.
 
-    `described` is what the manifest says of the run beyond its files: config (as allowed to be
-    published), models, bands, stages. Raises Refused at a quality gate, PairmillError where
-    another build published meanwhile.
+    `described` is what the manifest says of the run beyond its files, the config (as allowed to be
+    published) above all; `measure` gives more of it and is asked only where there is something to
+    publish. Raises Refused at a quality gate, which judges nothing that is published already, and
+    PairmillError where another build published meanwhile.
     """
     rows, fates = (
         tables.frame(build.store, contents.records),
@@ -99,27 +128,64 @@ def publish(
     latest, etag = read_latest(build.store, dataset)
     config_digest = digest(settings(described["config"]))
     if latest and latest["digest"] == value and latest["config_digest"] == config_digest:
+        if not build.planning:
+            _forget_refusal(build.store, dataset)
         return _named(build, dataset, latest, fresh=False)
     build.begin("publish", {"records": len(rows)})
-    _gates(counts, params.gates)
+    last = read_manifest(build.store, dataset, latest["version"]) if latest else None
+    manifest: dict[str, Any] = {
+        "dataset": dataset,
+        "version": None,
+        "digest": value,
+        "config_digest": config_digest,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": {"pairmill": package_version("pairmill"), "python": platform.python_version()},
+        "counts": counts,
+        **settings({**described, **measure()}),
+        "history": drift.history(last),
+    }
+    if shut := gates.failed(manifest, last, params.gates.model_dump()):
+        _refuse(build, manifest, shut, latest, render_report)
     entry = _complete(build.store, dataset, latest, value, config_digest)
     if entry is None:
-        number = _claim(build.store, dataset)
-        manifest: dict[str, Any] = {
-            "dataset": dataset,
-            "version": number,
-            "digest": value,
-            "config_digest": config_digest,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "code": {"pairmill": package_version("pairmill"), "python": platform.python_version()},
-            "counts": counts,
-            **settings(dict(described)),
-        }
+        manifest["version"] = _claim(build.store, dataset)
         data_files = _data_files(build, rows, fates, contents, params)
         _write(build, manifest, data_files, _card(manifest, params), render_report)
         entry = {k: manifest[k] for k in ENTRY}
     named = _move_latest(build.store, dataset, entry, etag)
+    _forget_refusal(build.store, dataset)
     return _named(build, dataset, named, fresh=named["version"] == entry["version"])
+
+
+def _refuse(
+    build: Build,
+    manifest: dict[str, Any],
+    shut: Sequence[Failed],
+    latest: Mapping[str, Any] | None,
+    render_report: Callable[[Mapping[str, Any]], bytes],
+) -> NoReturn:
+    """Write why and the report of what would have been, over those of an earlier refusal."""
+    said = [f"publish.gates.{s.gate} is {s.bound:g}, this build has {s.said}" for s in shut]
+    place = refused_folder(manifest["dataset"])
+    number = latest["version"] if latest else None
+    why = {k: manifest[k] for k in ("dataset", "created", "digest", "config_digest", "counts")}
+    why |= {"latest": number, "reasons": settings([s._asdict() for s in shut])}
+    build.store.put(f"{place}/report.html", render_report({**manifest, "refused": said}))
+    build.store.put(f"{place}/reason.json", canonical(why))
+    still = f"latest still names version {number}" if number else "there is no version yet"
+    report = f"{build.store.uri}/{place}/report.html"
+    raise Refused(
+        f"quality gate {'; '.join(said)}; nothing was published, {still}; report of the refused "
+        f"build: {report}",
+        said,
+        report,
+    )
+
+
+def _forget_refusal(store: Store, dataset: str) -> None:
+    """The build that was refused is past: its report shows pictures, which may be forgotten."""
+    for stat in list(store.list(refused_folder(dataset) + "/")):
+        store.delete(stat.key)
 
 
 def _write(
@@ -177,23 +243,6 @@ def _counts(rows: pl.DataFrame, fates: pl.DataFrame, contents: Contents) -> dict
         "splits": dict(Counter(rows["split"].to_list())) if len(rows) else {},
         "licences": dict(Counter(rows["licence"].to_list())) if len(rows) else {},
     }
-
-
-def _gates(counts: Mapping[str, Any], gates: GateParams) -> None:
-    objects = counts["fates"].get("object", {})
-    pictures = sum(objects.values()) - objects.get("metadata", 0) - objects.get("ignored", 0)
-    unreadable = objects.get("unreadable", 0) / max(1, pictures)
-    checks = (
-        ("min_images", counts["eligible"], counts["eligible"] < gates.min_images),
-        ("min_records", counts["records"], counts["records"] < gates.min_records),
-        ("max_unreadable", f"{unreadable:.3f}", unreadable > gates.max_unreadable),
-    )
-    for name, found, failed in checks:
-        if failed:
-            raise Refused(
-                f"quality gate publish.gates.{name} is {getattr(gates, name)}, this build has "
-                f"{found}; nothing was published and latest stays where it was"
-            )
 
 
 class _Files:

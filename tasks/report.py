@@ -176,6 +176,7 @@ def render(
     spaces, album = _spaces(build, lists, bands), Album()
     page = {
         "m": manifest,
+        "refused": manifest.get("refused"),
         "gallery": _gallery(facts, spaces, album),
         "funnel": _objects_funnel(facts, manifest, album) + _pairs_funnel(facts, album),
         "spaces": spaces,

@@ -464,7 +464,7 @@ def test_a_plan_says_that_it_would_publish_and_only_where_it_would(build):
         ({"min_images": 5}, "min_images is 5, this build has 4"),
         ({"min_records": 4}, "min_records is 4, this build has 3"),
         # One of five: captions.csv is no picture.
-        ({"max_unreadable": 0.19}, "max_unreadable is 0.19, this build has 0.200"),
+        ({"max_failures": 0.19}, "max_failures is 0.19, this build has 0.200: 1 unreadable of 5"),
     ],
 )
 def test_a_gate_refuses_and_latest_stays(build, gate, message):
@@ -477,7 +477,7 @@ def test_a_gate_refuses_and_latest_stays(build, gate, message):
 
 
 def test_gates_at_their_bounds_let_pass(build):
-    gates = GateParams(min_images=4, min_records=3, max_unreadable=0.2)
+    gates = GateParams(min_images=4, min_records=3, max_failures=0.2)
     assert publish_trees(build, gates=gates).number == 1
 
 
