@@ -43,7 +43,7 @@ class Schedule(Strict):
 class ConcurrencyLimit(Strict):
     limit: Literal[1]
     collision_strategy: Literal["CANCEL_NEW"]
-    grace_period_seconds: int | None = None
+    grace_period_seconds: int = Field(ge=60)
 
 
 class JobVariables(Strict):
@@ -73,7 +73,7 @@ class Deployment(Strict):
     entrypoint: str
     parameters: dict[str, Any]
     schedules: list[Schedule] = []
-    concurrency_limit: ConcurrencyLimit
+    concurrency_limit: ConcurrencyLimit | None = None
     work_pool: WorkPool
     tags: list[str] = []
 
@@ -106,7 +106,8 @@ def check(data: dict[str, Any]) -> dict[str, Deployment]:
 
 def test_what_is_deployed():
     deployments = check(yaml.safe_load(TEXT))
-    assert list(deployments) == ["nightly", "sample"]
+    assert list(deployments) == ["nightly", "sample", "guard"]
+    assert [d.concurrency_limit is not None for d in deployments.values()] == [True, True, False]
     [night] = deployments["nightly"].schedules
     assert (night.slug, night.active) == ("nightly", True)
     assert deployments["sample"].schedules == []
