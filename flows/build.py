@@ -7,8 +7,8 @@ from prefect import flow
 
 from flows.config import BuildConfig, open_build
 from flows.progress import reporter
-from flows.step import link, step
-from flows.summary import measured, summary, tell_refused
+from flows.step import completed, link, step
+from flows.summary import measured, outcome, summary, tell_refused
 from infra.build import Build
 from infra.errors import Refused
 from tasks.align_captions import AlignParams, align_captions
@@ -36,7 +36,7 @@ def build(config: BuildConfig) -> dict[str, Any]:
             raise
         link("manifest", result["manifest"])
         link("report", result["report"])
-        return result
+        return completed(outcome(result), result)
 
 
 def stages(run: Build, config: BuildConfig) -> dict[str, Any]:

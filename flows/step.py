@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
 
-from infra.build import Build, Progress
+from infra.build import Build, Progress, WouldRun
 from infra.errors import PairmillError
-from infra.store import Conflict, NotFound, StoreError, Unsupported
+from infra.store import Outage, one_line
 from infra.tables import Table
 
 Parameters = ParamSpec("Parameters")
@@ -37,6 +37,10 @@ _ENVIRONMENT = {
 _at_work: list[str] = []
 
 
+class StageFailed(RuntimeError):
+    """A stage met what nobody expected, most likely a bug; the cause has the traceback."""
+
+
 def prefect_environment() -> dict[str, str]:
     """What to set, where it is not set, before Prefect is imported: no telemetry, quiet."""
     return dict(_ENVIRONMENT)
@@ -52,8 +56,9 @@ def step(stage: Callable[Parameters, Result], **options: Any) -> Callable[Parame
 
     It runs in the flow's own process; of arguments and results nothing is hashed, uploaded or
     persisted. Outside a flow run, and in a build that only plans, it is called as it is.
-    `options` are those of `prefect.task`. Every call adds to `build.seconds`; an exception
-    leaves with the attribute `stage`, a PairmillError also with the stage in its message.
+    `options` are those of `prefect.task`. Every call adds to `build.seconds`. An exception leaves
+    with the attribute `stage`, and with stage and shard in its message; one that nobody expected
+    becomes a StageFailed with that message.
     """
     from prefect import Task
     from prefect.cache_policies import NO_CACHE
@@ -99,9 +104,7 @@ def tables_in(value: Any, name: str = "") -> Iterator[tuple[str, Table]]:
 
 def may_pass(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a failure is one of storage or network, which another attempt may not meet."""
-    permanent = (NotFound, Conflict, Unsupported)
-    outage = (StoreError, ConnectionError, TimeoutError)
-    return isinstance(state.data, outage) and not isinstance(state.data, permanent)
+    return isinstance(state.data, (Outage, ConnectionError, TimeoutError))
 
 
 _RETRIES: dict[str, Any] = {
@@ -119,16 +122,31 @@ def _timed(
     _at_work[:] = [name]
     try:
         result = stage(*given, **named)
-    except Exception as error:
-        if not hasattr(error, "stage"):
-            error.stage = name  # type: ignore[attr-defined]
-            if isinstance(error, PairmillError):
-                error.args = (f"{name}: {error}",)
+    except WouldRun:
         raise
+    except Exception as error:
+        failure = _placed(error, name)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
     _at_work.clear()
     return result
+
+
+def _placed(error: Any, stage: str) -> Exception:
+    """An error that says where: in which stage, and in which shard where it was in one."""
+    if hasattr(error, "stage"):
+        return cast(Exception, error)
+    shard = getattr(error, "shard", None)
+    where = f"{stage}, shard {shard}" if shard else stage
+    if isinstance(error, PairmillError):
+        error.args = (f"{where}: {error}",)
+    elif not isinstance(error, OSError):
+        error = StageFailed(f"{where}: {type(error).__name__}: {one_line(error)}")
+    error.stage = stage
+    return cast(Exception, error)
 
 
 @contextmanager
@@ -172,6 +190,14 @@ def _report(stage: str, result: Any, seconds: float) -> None:
             artifact_key(stage, "rows"),
             f"{seconds:.1f} s",
         )
+
+
+def completed(message: str, result: Result) -> Result:
+    """A flow's result, under the message that Prefect shows as the state of the run."""
+    from prefect.states import Completed
+
+    # Whoever calls the flow is given the data, not the state.
+    return cast(Result, Completed(message=message, data=result))
 
 
 def link(name: str, uri: str) -> None:

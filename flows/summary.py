@@ -143,18 +143,21 @@ def tell_refused(refused: Refused) -> None:
     link("refused", refused.report)
 
 
+def outcome(result: Mapping[str, Any]) -> str:
+    """What a run came to, in one line."""
+    said = "published" if result["fresh"] else "nothing new: still"
+    return (
+        f"{said} version {result['version']} ({result['digest'][:12]}), "
+        f"{result['pairs']} pairs mined, {result['records']} records"
+    )
+
+
 def show(result: Mapping[str, Any], console: Console) -> None:
     """The short table at the end of a run."""
     grid = RichTable.grid(padding=(0, 4))
     grid.add_row(_fates(result), _seconds(result))
     console.print(grid)
-    said = "published" if result["fresh"] else "nothing new: still"
-    console.print(
-        Text(
-            f"{said} version {result['version']} ({result['digest'][:12]}), "
-            f"{result['pairs']} pairs mined, {result['records']} records"
-        )
-    )
+    console.print(Text(outcome(result)))
     if result["pairs"] and not result["records"]:
         console.print(
             "no pair has a label: the report says why; labels.labeller: mllm needs no captions"

@@ -151,7 +151,10 @@ class ThreadPool:
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
+                    shard = running.pop(future)
+                    with _named(shard):
+                        result = future.result()
+                    yield shard, result
         finally:
             for future in running:
                 future.cancel()
@@ -280,7 +283,8 @@ class _Flight:
             except queue.Empty:
                 self._width = self._per_thread * _threads(self._client)
             else:
-                return shard, self._result(future)
+                with _named(shard):
+                    return shard, self._result(future)
 
     def cancel(self) -> None:
         if self.running and self._client.status == "running":
@@ -298,6 +302,16 @@ class _Flight:
         if verdict == "foreign":
             raise PairmillError(result)
         return result
+
+
+@contextmanager
+def _named(shard: Any) -> Iterator[None]:
+    """An exception in a shard leaves with that shard's name as its attribute `shard`."""
+    try:
+        yield
+    except Exception as error:
+        error.shard = str(shard)[:120]  # type: ignore[attr-defined]
+        raise
 
 
 _LOST = "Lost the Dask scheduler in mid-run; see its log, and run again: what was done is kept."

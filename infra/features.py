@@ -70,6 +70,10 @@ class Shards(NamedTuple):
     sources: tuple[Source, ...]
     needs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        more = f" and {len(self.sources) - 1} more" if len(self.sources) > 1 else ""
+        return f"{self.sources[0].member or self.sources[0].key}{more}"
+
 
 class Seen(NamedTuple):
     """One image after its only decode."""

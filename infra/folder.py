@@ -25,6 +25,7 @@ from infra.store import (
     HIDDEN,
     Conflict,
     NotFound,
+    Outage,
     Stat,
     StoreError,
     check_condition,
@@ -53,6 +54,8 @@ _REMEDIES = {
     errno.EIO: "input/output error: check the disk",
     errno.ENOLCK: "this file system has no locks: mount it with locks, or choose a local folder",
 }
+# A file system of the network that may come back.
+_PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EAGAIN, errno.EBUSY)
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -318,4 +321,5 @@ def _explained(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, f"{error.strerror}: check the file system")
-        raise StoreError(f"{error.filename or path}: {remedy}") from error
+        failure = Outage if error.errno in _PASSING else StoreError
+        raise failure(f"{error.filename or path}: {remedy}") from error

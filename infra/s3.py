@@ -24,6 +24,7 @@ from infra.store import (
     Conflict,
     Location,
     NotFound,
+    Outage,
     Stat,
     StoreError,
     Unsupported,
@@ -34,6 +35,8 @@ from infra.store import (
 )
 
 CONNECTIONS = 64
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
 PART_BYTES = 16 << 20
 # Marks whose write it is, so that a write whose answer was lost can be told from a rival's.
 WRITER = "pairmill-write"
@@ -78,6 +81,8 @@ _REMEDIES = {
     "503": "the server is overloaded: run again later, or with fewer workers",
     "507": "the server's disk is full: free space",
 }
+# Besides what has a status of 500 or more; a full disk (507) is no matter of time.
+_PASSING = ("SlowDown", "RequestTimeout", "429")
 # First match wins: the general classes come last.
 _CLIENT_FAULTS: tuple[tuple[type[Exception], type[PairmillError], str], ...] = (
     (boto.ProfileNotFound, ConfigError, "{error}: correct 'profile', or add it to ~/.aws/config"),
@@ -93,11 +98,11 @@ _CLIENT_FAULTS: tuple[tuple[type[Exception], type[PairmillError], str], ...] = (
     (boto.PartialCredentialsError, StoreError, f"{{error}}: {_CREDENTIALS}"),
     (boto.SSLError, StoreError, "{error}: check 'endpoint', or set AWS_CA_BUNDLE to its CA"),
     (boto.ProxyConnectionError, StoreError, "{error}: check HTTPS_PROXY and NO_PROXY"),
-    (boto.EndpointConnectionError, StoreError, "nothing answers: check 'endpoint' and the network"),
-    (boto.ConnectTimeoutError, StoreError, "nothing answers: check 'endpoint' and the network"),
+    (boto.EndpointConnectionError, Outage, "nothing answers: check 'endpoint' and the network"),
+    (boto.ConnectTimeoutError, Outage, "nothing answers: check 'endpoint' and the network"),
     (
         boto.HTTPClientError,
-        StoreError,
+        Outage,
         "the connection keeps breaking ({error}): check the network, then run again",
     ),
     (boto.BotoCoreError, StoreError, "{error}: check the AWS configuration"),
@@ -166,7 +171,7 @@ class S3Store:
             try:
                 return self._retrying(_Truncated)(self._read, request, start, length)
             except _Truncated as error:
-                raise StoreError(
+                raise Outage(
                     f"{self._where()} ({key}): the body keeps coming truncated "
                     f"({one_line(error)}): check the network, then run again"
                 ) from error
@@ -317,7 +322,8 @@ class S3Store:
         if remedy is None:
             message = one_line(error.response.get("Error", {}).get("Message") or "no reason given")
             remedy = f"{message}: check the server's documentation for {code}"
-        return StoreError(f"{where}: {remedy} [{one_line(code)}]")
+        passing = (status >= 500 and status != 507) or code in _PASSING
+        return (Outage if passing else StoreError)(f"{where}: {remedy} [{one_line(code)}]")
 
 
 class _Truncated(Exception):
@@ -337,8 +343,8 @@ def _client(location: Location, attempts: int, process: int) -> Any:
     session = boto3.session.Session(profile_name=location.profile, region_name=location.region)
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
-        connect_timeout=10,
-        read_timeout=60,
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
         max_pool_connections=CONNECTIONS,
         signature_version=UNSIGNED if location.anonymous else None,
         s3={"addressing_style": "path" if location.endpoint else "auto"},

@@ -38,6 +38,10 @@ class Conflict(StoreError):
     """The condition of a write does not hold."""
 
 
+class Outage(StoreError):
+    """Storage failed in a way that may pass: asking again later is worth it."""
+
+
 class Unsupported(StoreError):
     """The server knows the request but does not implement it."""
 

@@ -9,11 +9,19 @@ from prefect.context import get_run_context
 from pydantic import BaseModel
 
 from flows import step as step_module
-from flows.step import artifact_key, current_stage, may_pass, step, tables_in
+from flows.step import (
+    StageFailed,
+    artifact_key,
+    completed,
+    current_stage,
+    may_pass,
+    step,
+    tables_in,
+)
 from infra.build import Build, WouldRun
 from infra.cluster import ClusterParams, open_pool
 from infra.errors import ConfigError, PairmillError, Refused
-from infra.store import Conflict, Location, NotFound, StoreError, open_store
+from infra.store import Conflict, Location, NotFound, Outage, StoreError, open_store
 from infra.tables import Shard, Table
 
 IMAGES = Table("images", (Shard("0" * 64, 3, 300), Shard("1" * 64, 4, 400)))
@@ -107,7 +115,7 @@ def stored(run_id):
 
 
 def test_an_outage_is_retried(build, prefect_server):
-    answers = [StoreError("no answer"), ConnectionResetError("gone"), 7]
+    answers = [Outage("no answer"), ConnectionResetError("gone"), 7]
 
     def publish(build: Build) -> int:
         answer = answers.pop(0)
@@ -138,6 +146,31 @@ def test_a_refusal_is_not_retried_and_names_its_stage(build, prefect_server):
     assert caught.value.stage == current_stage() == "publish"
 
 
+def test_a_bug_in_a_shard_names_stage_shard_and_cause(build, prefect_server):
+    def describe(build: Build) -> None:
+        list(build.pool.map(int, ["1", "two"]))
+
+    @flow(name="failing")
+    def failing():
+        step(describe)(build)
+
+    state = failing(return_state=True)
+    assert "describe, shard two: ValueError: invalid literal for int()" in state.message
+    with pytest.raises(StageFailed) as caught:
+        state.result()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.stage == "describe"
+
+
+def test_a_message_is_the_state_of_the_run_and_the_caller_has_the_result(prefect_server):
+    @flow(name="quiet")
+    def quiet():
+        return completed("nothing new: still version 3", {"version": 3})
+
+    assert quiet() == {"version": 3}
+    assert quiet(return_state=True).message == "nothing new: still version 3"
+
+
 def test_a_plan_is_not_a_task_run(build, prefect_server):
     def describe(build: Build) -> None:
         build.begin("describe", {"images": 7})
@@ -151,7 +184,8 @@ def test_a_plan_is_not_a_task_run(build, prefect_server):
 @pytest.mark.parametrize(
     ("error", "retried"),
     [
-        (StoreError("no answer"), True),
+        (Outage("no answer"), True),
+        (StoreError("the disk is full"), False),
         (ConnectionResetError(), True),
         (TimeoutError(), True),
         (NotFound("no such key"), False),

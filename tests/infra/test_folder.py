@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         "import sys, infra.store as s\n"
         "store = s.open_store(s.Location(uri=sys.argv[1]))\n"
         "try: store.put('a', bytes(1 << 20))\n"
-        "except s.StoreError as error: print(error)\n"
+        "except s.StoreError as error: print(type(error) is s.StoreError, error)\n"
         "print([found.key for found in store.list()])\n"
     )
     mounted = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" -c "$3" "$1"'
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     if done.returncode and not done.stdout:
         pytest.skip(f"no private mount here: {done.stderr.strip()[-80:]}")
     message, listing = done.stdout.splitlines()
-    assert "the disk is full: free space" in message
+    assert message.startswith("True ") and "the disk is full: free space" in message
     assert listing == "[]"
 
 

@@ -14,6 +14,7 @@ from infra.s3 import S3Store
 from infra.store import (
     Conflict,
     Location,
+    Outage,
     Store,
     StoreError,
     Unsupported,
@@ -202,6 +203,7 @@ def test_a_refusal_is_one_line_with_its_remedy(
         with pytest.raises(StoreError, match=remedy) as caught:
             call()
         assert "\n" not in str(caught.value)
+        assert isinstance(caught.value, Outage) == (status in (500, 503))
 
 
 def test_nothing_listens(aws_environment: pytest.MonkeyPatch) -> None:
