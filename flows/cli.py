@@ -22,6 +22,9 @@ Config = Annotated[Path, typer.Argument(help="YAML config of the build.", metava
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key: a.b=value. May be repeated.")
 ]
+VersionArgument = Annotated[
+    str, typer.Argument(help="Number, digest prefix, or latest.", metavar="VERSION")
+]
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="YAML config.")]
 StoreOption = Annotated[str | None, typer.Option("--store", help="URI of the store.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name of the dataset.")]
@@ -90,7 +93,7 @@ def plan(config: Config, changes: Changes = None) -> None:
 
 @app.command()
 def report(
-    version: Annotated[str, typer.Argument(help="Number, digest prefix, or latest.")],
+    version: VersionArgument,
     config: ConfigOption = None,
     store: StoreOption = None,
     dataset: DatasetOption = None,
@@ -103,6 +106,82 @@ def report(
         print(fetch_report(version, config, store, dataset, output))
     except PairmillError as error:
         _fail(error)
+
+
+@app.command()
+def versions(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the versions of a dataset."""
+    from flows.answers import open_dataset
+    from flows.versions import listed, show
+
+    try:
+        rows = listed(*open_dataset(config, store, dataset))
+    except PairmillError as error:
+        _fail(error, as_json)
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows]))
+    else:
+        show(rows, Console())
+
+
+@app.command()
+def verify(
+    version: VersionArgument = "latest",
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+) -> None:
+    """Read and hash again everything that a version names. Exit status 1 where it is not whole."""
+    from flows.answers import open_dataset
+    from flows.versions import verify as check
+
+    try:
+        manifest, problems = check(*open_dataset(config, store, dataset), version)
+    except PairmillError as error:
+        _fail(error)
+    for problem in problems:
+        print(problem)
+    named = f"version {manifest['version']} of {manifest['dataset']}"
+    if problems:
+        _fail(PairmillError(f"{named} is not whole: {len(problems)} problems, see above"))
+    size = sum(file["bytes"] for file in manifest["files"])
+    print(
+        f"{named} is whole: {len(manifest['files'])} files, {size / 1e6:,.1f} MB, digest ", end=""
+    )
+    print(manifest["digest"][:12])
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="The older version.", metavar="V1")],
+    second: Annotated[str, typer.Argument(help="The newer version.", metavar="V2")] = "latest",
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="Write every row: .parquet, .csv or .jsonl.")
+    ] = None,
+) -> None:
+    """Say what came, went and changed between two versions, and why."""
+    from flows import diff as difference
+    from flows.answers import open_dataset
+
+    try:
+        found = difference.compare(*open_dataset(config, store, dataset), first, second)
+        if output:
+            difference.write_rows(found, output)
+    except PairmillError as error:
+        _fail(error, as_json)
+    if as_json:
+        print(json.dumps(difference.as_json(found)))
+    else:
+        difference.show(found, Console())
 
 
 @app.command()

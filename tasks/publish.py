@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import corpus, drift, gates, tables
+from infra import changes, corpus, drift, gates, tables
 from infra.build import Build
 from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError, Refused
@@ -144,6 +144,7 @@ def publish(
         **settings({**described, **measure()}),
         "history": drift.history(last),
     }
+    manifest["since"] = _since(build.store, last, manifest, contents)
     if shut := gates.failed(manifest, last, params.gates.model_dump()):
         _refuse(build, manifest, shut, latest, render_report)
     entry = _complete(build.store, dataset, latest, value, config_digest)
@@ -155,6 +156,23 @@ def publish(
     named = _move_latest(build.store, dataset, entry, etag)
     _forget_refusal(build.store, dataset)
     return _named(build, dataset, named, fresh=named["version"] == entry["version"])
+
+
+def _since(
+    store: Store, last: Mapping[str, Any] | None, manifest: Mapping[str, Any], contents: Contents
+) -> dict[str, Any] | None:
+    """How a version differs from the last one, in counts; None for the first.
+
+    A last version that can't be read any more must not stop every later night.
+    """
+    if last is None:
+        return None
+    try:
+        old = changes.published(store, last)
+    except PairmillError as error:
+        return {"version": last["version"], "unreadable": str(error)}
+    new = changes.unpublished(store, manifest, contents.fates, contents.records)
+    return changes.summary(last, manifest, changes.between(old, new))
 
 
 def _refuse(
@@ -222,8 +240,14 @@ def _complete(
 
 
 def content_digest(records: pl.DataFrame, fates: pl.DataFrame) -> str:
-    """SHA-256 over records and fates, by the canonical form of `tables.digest_columns`."""
-    parts = [tables.digest_columns(frame.to_arrow()) for frame in (records, fates)]
+    """SHA-256 over records and fates, by the canonical form of `tables.digest_columns`.
+
+    Of no rows at all it is the same whatever their columns: a version has no file of them.
+    """
+    parts = [
+        tables.digest_columns(frame.to_arrow()) if frame.height else None
+        for frame in (records, fates)
+    ]
     return digest(parts)
 
 

@@ -18,7 +18,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from infra import charts, corpus, images, tables
+from infra import changes, charts, corpus, drift, images, tables, versions
 from infra.build import Build
 from infra.corpus import Source
 from infra.store import NotFound
@@ -37,6 +37,7 @@ MINUS = "\u2212"
 
 PAIRS, EXAMPLES, COUPLES, GROUPS, COPIES, SHARED = 25, 8, 4, 6, 4, 8
 GALLERY_NEGATIVES = 3
+CAME_AND_WENT = 12  # records shown that are new, and that are gone
 READ_AHEAD = 4
 
 # What is kept after the fates in the list have left, in the order of the stages.
@@ -178,6 +179,8 @@ def render(
         "m": manifest,
         "refused": manifest.get("refused"),
         "gallery": _gallery(facts, spaces, album),
+        "since": _since(build, facts, contents, manifest, album),
+        "drift": [_course(course) for course in drift.courses(manifest)],
         "funnel": _objects_funnel(facts, manifest, album) + _pairs_funnel(facts, album),
         "spaces": spaces,
         "fit": _fit(build, filter_facts),
@@ -211,7 +214,12 @@ def _page(page: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_printable,
     )  # fmt: skip
-    environment.filters |= {"plain": plain, "number": "{:,}".format, "cosine": _cosine}
+    environment.filters |= {
+        "plain": plain,
+        "number": "{:,}".format,
+        "cosine": _cosine,
+        "moved": _moved,
+    }
     css = (TEMPLATES / "report.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     style, policy = Markup(css), f"sha256-{digest}"
@@ -222,6 +230,10 @@ def _page(page: Mapping[str, Any]) -> str:
 
 def _printable(value: Any) -> Any:
     return plain(value, TEXT_LIMIT) if type(value) is str else value
+
+
+def _moved(step: int) -> str:
+    return f"{step / 1e6:+.4f}".replace("-", MINUS)
 
 
 def _cosine(score: int) -> str:
@@ -433,6 +445,66 @@ def _captions(facts: Facts, album: Album) -> dict[str, Any]:
     return {
         "with": len(named), "of": len(facts.eligible), "distinct": named["caption_id"].n_unique(),
         "sharing": int(shared["images"].sum()), "shared": rows,
+    }  # fmt: skip
+
+
+def _since(
+    build: Build, facts: Facts, contents: Contents, manifest: Mapping[str, Any], album: Album
+) -> dict[str, Any] | None:
+    """The difference from the last version in counts, and some records that came and went.
+
+    Of those that went only such are shown whose pictures are both in this version: the others may
+    have been withdrawn.
+    """
+    said = manifest.get("since")
+    if not said or said.get("unreadable"):
+        return said
+    last = versions.read_manifest(build.store, manifest["dataset"], said["version"])
+    old = changes.published(build.store, last)
+    new = changes.unpublished(build.store, manifest, contents.fates, contents.records)
+    rows = changes.between(old, new).filter(pl.col("level") == "record")
+    here = facts.fates.filter(pl.col("level") == "image")["id"].implode()
+    found = {}
+    for change, side in (("added", new), ("removed", old)):
+        both = pl.col("query").is_in(here) & pl.col("target").is_in(here)
+        records = side.records.filter(both).rename({"pair_id": "id"})
+        chosen = _in_turn(rows.filter(pl.col("change") == change).join(records, on="id"))
+        found[change] = chosen.to_dicts()
+        for row in found[change]:
+            album.want(row["query"])
+            album.want(row["target"])
+    return {"unreadable": None, **said, **found, "totals": _totals(said["changes"])}
+
+
+def _in_turn(rows: pl.DataFrame) -> pl.DataFrame:
+    """A few records, of each reason in turn, least id first."""
+    ordered = rows.sort("id").with_columns(turn=pl.int_range(pl.len()).over("reason"))
+    return ordered.sort("turn", "reason", "id").head(CAME_AND_WENT)
+
+
+def _totals(counted: Sequence[Sequence[Any]]) -> dict[str, dict[str, int]]:
+    """level -> change -> count."""
+    totals: dict[str, dict[str, int]] = {level: {} for level in changes.LEVELS}
+    for level, change, _, count in counted:
+        totals[level][change] = totals[level].get(change, 0) + count
+    return totals
+
+
+def _course(course: drift.Course) -> dict[str, Any]:
+    """A calibrated value with its line over the versions, in a box of 100 by 24."""
+    values = [value for _, value in course.points]
+    low, high = min(values), max(values)
+    # A thousandth at least fills the box: what moves less than that should look still.
+    middle, reach = (low + high) / 2, max(high - low, 1_000) / 2
+    step = 100 / max(1, len(values) - 1)
+    line = [
+        f"{at * step:.2f},{12 - 10 * (value - middle) / reach:.2f}"
+        for at, value in enumerate(values)
+    ]
+    return {
+        "name": course.name, "setting": course.setting, "pin": course.pin, "now": values[-1],
+        "since": course.points[0][0], "least": low, "most": high, "line": " ".join(line),
+        "step": values[-1] - values[-2] if len(values) > 1 else None,
     }  # fmt: skip
 
 

@@ -1,11 +1,25 @@
+"""A dataset of three real versions, made once, for every test that asks questions of one."""
+
+import csv
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
+from PIL import Image
 
 from flows.step import prefect_environment
 
 # Before any test module imports Prefect, which reads its settings then.
 os.environ.update(prefect_environment() | os.environ)
+
+SAMPLE = Path(__file__).parents[2] / "sample" / "bucket"
+PICTURES = 48
+COLOURS = ("red", "green", "blue", "yellow", "black")
+THINGS = ("flower", "boat", "kite")
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +29,118 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+class History(NamedTuple):
+    """A folder with a corpus, a store and the config of a dataset; the keys of its pictures."""
+
+    folder: Path
+    config: Path
+    keys: list[str]
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "store/datasets/few"
+
+
+def write_corpus(folder: Path) -> list[str]:
+    """Pictures of the sample under captions of our own, with a copy and a smaller copy of one."""
+    with (SAMPLE / "captions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:PICTURES]
+    for row in rows:
+        (folder / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAMPLE / row["file_name"], folder / row["file_name"])
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "caption"])
+        for at, row in enumerate(rows):
+            caption = f"{COLOURS[at % len(COLOURS)]} {THINGS[at % len(THINGS)]}"
+            writer.writerow([row["file_name"], caption])
+    first = Image.open(folder / rows[0]["file_name"]).convert("RGB")
+    first.resize((first.width * 3 // 4, first.height * 3 // 4)).save(folder / "smaller.png")
+    shutil.copy(folder / rows[0]["file_name"], folder / "images/zz copy.jpg")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    return [row["file_name"] for row in rows]
+
+
+def config_of(folder: Path, models: Any, **sections: Any) -> dict[str, Any]:
+    return {
+        "dataset": "few",
+        "corpus": {"uri": str(folder / "corpus")},
+        "store": {"uri": str(folder / "store")},
+        "models": {name: model.model_dump(mode="json") for name, model in models.items()},
+        "spaces": {
+            "clip_image": {"model": "clip", "band": {"low": 0.5}},
+            "dino": {"model": "dino", "band": {"low": 0.6}},
+            "clip_text": {"model": "clip", "of": "caption", "band": {"low": 0.3}},
+        },
+        "neighbours": {"k": 10},
+        "cluster": {"kind": "threads"},
+    } | sections
+
+
+def run_build(data: dict[str, Any]) -> dict[str, Any]:
+    from flows.build import stages
+    from flows.config import open_build, parse_config
+
+    config = parse_config(data)
+    with open_build(config) as opened:
+        return stages(opened, config)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, models: Any) -> History:
+    """Version 1 lacks two pictures; in 2 they arrive, one leaves, one has new bytes; 3 has other
+    settings."""
+    folder = tmp_path_factory.mktemp("history")
+    corpus = folder / "corpus"
+    keys = write_corpus(corpus)
+    late = {key: (corpus / key).read_bytes() for key in keys[2:4]}
+    for key in late:
+        (corpus / key).unlink()
+    run_build(config_of(folder, models))
+    for key, data in late.items():
+        (corpus / key).write_bytes(data)
+    (corpus / keys[5]).unlink()
+    shutil.copy(corpus / keys[7], corpus / keys[6])
+    run_build(config_of(folder, models))
+    data = config_of(folder, models, pairs={"targets": 2})
+    run_build(data)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(data), "utf-8")
+    return History(folder, config, keys)
+
+
+@pytest.fixture
+def history(made: History, tmp_path: Path) -> History:
+    """A copy of those versions, to be changed."""
+    shutil.copytree(made.folder, tmp_path / "history")
+    text = made.config.read_text("utf-8").replace(str(made.folder), str(tmp_path / "history"))
+    config = tmp_path / "history/config.yaml"
+    config.write_text(text, "utf-8")
+    return made._replace(folder=tmp_path / "history", config=config)
+
+
+class Said(NamedTuple):
+    """What a command printed, and its exit status."""
+
+    out: str
+    status: int
+
+
+@pytest.fixture
+def pairmill(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Runs the command line in this process, in a wide terminal without colours."""
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: Any) -> Said:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Said(done.output, done.exit_code)
+
+    return run

@@ -20,7 +20,7 @@ from infra.canonical import canonical
 from infra.errors import PairmillError, Refused
 from infra.folder import FolderStore
 from infra.versions import find_version, read_latest
-from tasks.publish import Contents, GateParams, PublishParams, publish
+from tasks.publish import Contents, GateParams, PublishParams, content_digest, publish
 from tests.tasks.examples import new_build, put
 
 TEXT = pa.string()
@@ -383,6 +383,12 @@ def test_object_keys_count_in_the_digest(build, tmp_path):
     other = new_build(tmp_path / "elsewhere")
     renamed = contents(other, key_of_ash="renamed.png")
     assert publish_trees(build).digest != publish_trees(other, renamed).digest
+
+
+def test_the_digest_of_no_records_is_that_of_no_columns(build):
+    fates = tables.frame(build.store, contents(build).fates)
+    no_rows = tables.frame(build.store, contents(build).records).clear()
+    assert content_digest(no_rows, fates) == content_digest(pl.DataFrame(), fates)
 
 
 # Versions ------------------------------------------------------------------------------------
