@@ -186,18 +186,27 @@ def diff(
 
 @app.command()
 def why(
-    name: Annotated[str, typer.Argument(help="Object key, image id or pair id (or a prefix).")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Object key, file name, image id or pair id, or the start of one; two images ask "
+            "why the second is no target of the first.",
+            metavar="ID [ID]",
+        ),
+    ],
     config: ConfigOption = None,
     store: StoreOption = None,
     dataset: DatasetOption = None,
     version: Annotated[str, typer.Option(help="Number, digest prefix, or latest.")] = "latest",
+    neighbours: Annotated[int, typer.Option(min=0, help="Neighbours shown in each space.")] = 6,
 ) -> None:
     """Say what became of an object, an image or a pair, and the numbers that decided."""
     from flows.answers import why as explain
 
+    console = Console()
     try:
-        for line in explain(name, version, config, store, dataset):
-            Console().print(Text(line), soft_wrap=True, highlight=False)
+        for line in explain(names, version, config, store, dataset, neighbours):
+            console.print(Text(line), soft_wrap=True, highlight=False)
     except PairmillError as error:
         _fail(error)
 
