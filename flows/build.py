@@ -23,6 +23,7 @@ from tasks.mine_pairs import mine_pairs, mining_params
 from tasks.publish import Contents, publish
 from tasks.report import render
 from tasks.snapshot import snapshot
+from tasks.tidy import check_forgotten, tidy
 
 
 @flow(name="build", flow_run_name="{config.dataset}")
@@ -81,5 +82,9 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     }  # fmt: skip
     measure = partial(measured, run, ran)
     about = {"config": config.published()}
+    check_forgotten(run)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)
-    return summary(run, version)
+    result = summary(run, version)
+    keep = (config.publish.keep_versions, config.publish.keep_days)
+    tidied = step(tidy)(run, config.dataset, seen.objects, version.fresh, keep, config.tidy)
+    return {**result, "tidied": tidied._asdict()}

@@ -211,6 +211,81 @@ def why(
         _fail(error)
 
 
+@app.command()
+def forget(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Image ids (or starts of them), object keys, or files of them."),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Every object whose key begins so.", metavar="KEYPREFIX")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Only these bytes, not their near-duplicates.")
+    ] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also withdraw older versions that hold them.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Also for more than half of all.")] = False,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+) -> None:
+    """Forget images: from the next build on they are in nothing that a build makes."""
+    from flows.answers import open_dataset
+    from flows.config import load_config
+    from flows.forget import Options, read_names
+    from flows.forget import forget as record
+    from infra.likeness import RADIUS
+
+    try:
+        place, _ = open_dataset(config, store, dataset or ("any" if store else None))
+        options = Options(exact, purge, yes)
+        radius = load_config(config).dedup.radius if config else RADIUS
+        for line in record(place, read_names(names or []), prefix, options, radius):
+            print(line)
+    except PairmillError as error:
+        _fail(error)
+
+
+@app.command("verify-absent")
+def verify_absent(config: ConfigOption = None, store: StoreOption = None) -> None:
+    """Read all that the store holds and name what is forgotten and still there."""
+    from flows.absent import verify_absent as verify
+    from flows.answers import open_dataset
+
+    try:
+        place, _ = open_dataset(config, store, "any" if store else None)
+        for line in verify(place):
+            print(plain(line, 2_000))
+    except PairmillError as error:
+        _fail(error)
+
+
+@app.command()
+def gc(
+    config: Annotated[Path, typer.Option("-c", "--config", help="YAML config.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete and list nothing.")] = False,
+) -> None:
+    """Collect garbage: list it, and delete what an earlier list named if no build can want it."""
+    from flows.answers import open_dataset
+    from flows.config import load_config
+    from tasks.tidy import collect
+
+    try:
+        place, _ = open_dataset(config, None, None)
+        removed, found = collect(place, load_config(config).tidy, dry_run=dry_run)
+        if removed is None:
+            print("a build is at work, so what was forgotten is removed later")
+        elif removed:
+            print(f"removed {removed} objects that could hold what was forgotten")
+        print(f"{found.garbage} objects ({found.bytes} bytes) of garbage, {found.deleted} deleted")
+        if found.waits:
+            print(f"the rest waits: {found.waits}")
+    except PairmillError as error:
+        _fail(error)
+
+
 def main() -> None:
     """Entry point of the `pairmill` command."""
     app(prog_name="pairmill")

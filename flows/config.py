@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from infra import pins
 from infra.build import Build, Progress, silent
 from infra.cluster import ClusterParams, open_pool
 from infra.errors import ConfigError
@@ -23,6 +24,7 @@ from tasks.make_records import SplitParams
 from tasks.mine_pairs import PairParams
 from tasks.publish import PublishParams
 from tasks.snapshot import CorpusParams
+from tasks.tidy import TidyParams
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
@@ -62,6 +64,7 @@ class BuildConfig(BaseModel):
     labels: LabelParams = LabelParams()
     split: SplitParams = SplitParams()
     publish: PublishParams = PublishParams()
+    tidy: TidyParams = TidyParams()
 
     @model_validator(mode="after")
     def _models_exist(self) -> "BuildConfig":
@@ -212,5 +215,6 @@ def open_build(
             f"{store.uri} does not keep conditional writes, so two builds could overwrite each "
             "other; use another store, or set store.single_writer: true and run one at a time"
         )
-    with open_pool(config.cluster) as pool:
-        yield Build(corpus, store, pool, progress, planning)
+    life = 60 * config.tidy.pin_minutes
+    with pins.hold(store, life) as pin, open_pool(config.cluster) as pool:
+        yield Build(corpus, store, pool, progress, planning, pin=pin)

@@ -7,6 +7,7 @@ from typing import Any
 
 from infra.cluster import Pool
 from infra.ledger import Ledger
+from infra.pins import Pin
 from infra.store import Store
 
 Progress = Callable[[str, int, int | None], None]
@@ -25,13 +26,24 @@ def silent(stage: str, done: int, total: int | None) -> None:
     """Progress that nobody watches."""
 
 
+@dataclass
+class Footprint:
+    """What a build used: paths of ledger records, families of growing tables by name, and the
+    digest of the tombstones it applied.
+    """
+
+    records: set[str] = field(default_factory=set)
+    families: dict[str, str] = field(default_factory=dict)
+    tombstones: str = ""
+
+
 @dataclass(frozen=True)
 class Build:
     """One run of a flow.
 
     `progress(stage, done, total)` may be called from the driver only. `work` counts what was
     really done: objects_listed, images_decoded, images_embedded, similarities_computed,
-    labels_requested. `seconds` holds wall time by stage.
+    labels_requested. `seconds` holds wall time by stage. `pin` keeps garbage collection away.
     """
 
     corpus: Store
@@ -41,12 +53,16 @@ class Build:
     planning: bool = False
     work: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    footprint: Footprint = field(default_factory=Footprint)
+    pin: Pin | None = None
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self.store)
+        return Ledger(self.store, self.footprint.records)
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> None:
         """Called before a stage works. Raises WouldRun in a build that only plans."""
+        if self.pin:
+            self.pin.check()
         if self.planning:
             raise WouldRun(stage, inputs)

@@ -4,6 +4,7 @@ A `Source` says where bytes are; `read` turns sources into `Item`s. Names of obj
 are data: nothing here ever makes a local path of one.
 """
 
+import hashlib
 import io
 import posixpath
 import re
@@ -54,6 +55,7 @@ MAX_TAR_READ = 256 << 20
 READ_AHEAD = 8
 HEAD = 64
 NOT_OURS = "not an image or a caption"
+_TRUSTED = re.compile("sha256:[0-9a-f]{64}|[0-9a-f]{32};[0-9]+|[0-9a-f]+-[0-9a-f]+-[0-9a-f]+")
 # What a name that a tar holds once more gets: `@` and the offset of its data.
 REPEATED = re.compile(r"@\d+$")
 
@@ -145,6 +147,46 @@ def object_ids(objects: pl.DataFrame) -> pl.Series:
     return pl.Series("id", named, pl.String)
 
 
+def identity(stamp: str) -> str | None:
+    """What of a stamp two files share only where their bytes are the same; None: nothing does.
+
+    A digest; inode, size and time in a folder; size and the MD5 that is S3's ETag of an object
+    written in one part. Of a stamp with sidecars, that of each.
+    """
+    parts = [part.rpartition(";")[0] or part for part in stamp.split("+")]
+    return "+".join(parts) if all(map(_TRUSTED.fullmatch, parts)) else None
+
+
+def digests(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """A stamp of each file, from its bytes; of one that has gone, a stamp of its own."""
+
+    def one(key: str) -> str:
+        digest = hashlib.sha256()
+        with suppress(NotFound):
+            at = 0
+            while part := store.get(key, at, WINDOW):
+                digest.update(part)
+                at += len(part)
+        return f"sha256:{digest.hexdigest()}"
+
+    keys = list(keys)
+    return dict(zip(keys, ahead(one, keys, READ_AHEAD), strict=True))
+
+
+def is_as_listed(store: Store, source: Source, data: bytes | None = None) -> bool:
+    """Whether a file, just read whole as `data` or in parts, is still the one that was listed."""
+    etag, _, _ = source.stamp.partition("+")[0].partition(";")
+    if etag.startswith("sha256:"):
+        digest = hashlib.sha256(data).hexdigest() if data is not None else ""
+        return not digest or etag == f"sha256:{digest}"
+    if data is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
+        return True
+    try:
+        return store.head(source.key).etag == etag.partition("?")[0]
+    except NotFound:
+        return False
+
+
 def kind_of(key: str, member: str | None) -> str:
     """The kind of source an object row came from."""
     if member is None:
@@ -204,6 +246,8 @@ def _loose(store: Store, source: Source, bounds: Bounds) -> Item:
         return Item(source, source.key, rule="ignored", detail="no extension, and not an image")
     if large:
         return Item(source, source.key, rule="too_large", detail=f"{source.size} bytes")
+    if not is_as_listed(store, source, data):
+        return Item(source, source.key, rule="vanished", detail="changed after it was listed")
     return Item(source, source.key, data)
 
 

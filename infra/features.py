@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from infra import corpus, images, models, tables
+from infra import corpus, growing, images, models, tables, tombstones
 from infra.canonical import digest
 from infra.captions import Text
 from infra.corpus import Bounds, Item, Source
@@ -23,6 +23,7 @@ from infra.models import Geometry, ModelFacts, ModelParams
 from infra.schema import SCHEMAS
 from infra.store import Store
 from infra.tables import Shard, Table
+from infra.tombstones import Tombstones
 
 # Pillow warns of broken EXIF and large pictures amid the progress bars; fates say it better.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -62,6 +63,7 @@ class Job(NamedTuple):
     known: Table | None
     threads: int
     short_side: int
+    forgotten: str = ""  # digest of the tombstones that apply
 
 
 class Shards(NamedTuple):
@@ -89,7 +91,8 @@ def describe_shard(job: Job, shard: Shards) -> dict[str, Any]:
 
     Returns {"tables": {name: shard}, "work": counts}. A shard with a receipt is not done again.
     """
-    key = digest([job.family, shard, [s.sha256 for s in job.known.shards] if job.known else []])
+    known = [s.sha256 for s in job.known.shards] if job.known else []
+    key = digest([job.family, shard, known, *([job.forgotten] if job.forgotten else [])])
     ledger = Ledger(job.store)
     record = ledger.find("describe", f"{job.family}/receipts", key)
     if record is not None:
@@ -102,10 +105,11 @@ def describe_shard(job: Job, shard: Shards) -> dict[str, Any]:
 
 def _describe(job: Job, shard: Shards) -> tuple[dict[str, Any], bool]:
     """The receipt of a shard, and whether it read all: what vanished may come back."""
-    rows: dict[str, list[dict[str, Any]]] = {"objects": [], "headers": [], "looks": []}
+    names = ("objects", "forgotten", "headers", "looks")
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     embedders = {name: _Embedder(job, name) for name in job.models if name in shard.needs}
     geometries = {job.models[name][1].geometry for name in embedders}
-    items = _Items(job, rows["objects"])
+    items = _Items(job, rows["objects"], rows["forgotten"])
     work = Counter[str]()
     for seen in corpus.ahead(
         lambda item: look(item, job.limits, geometries, job.short_side),
@@ -123,6 +127,7 @@ def _describe(job: Job, shard: Shards) -> tuple[dict[str, Any], bool]:
         for embedder in embedders.values():
             embedder.add(seen)
     items.attach_captions()
+    _check_containers(job, shard, rows)
     written = {
         name: tables.write_shard(job.store, pa.Table.from_pylist(part, schema=SCHEMAS[name]))
         for name, part in rows.items()
@@ -135,11 +140,30 @@ def _describe(job: Job, shard: Shards) -> tuple[dict[str, Any], bool]:
     return {"tables": {n: list(s) for n, s in written.items()}, "work": dict(work)}, complete
 
 
-class _Items:
-    """Notes an object row for every item and passes on the images not seen before."""
+def _check_containers(job: Job, shard: Shards, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Members of a container that changed while it was read are left to the next listing."""
+    for source in {s.key: s for s in shard.sources if s.kind != "loose"}.values():
+        mine = [row for row in rows["objects"] if row["key"] == source.key]
+        if not mine or corpus.is_as_listed(job.corpus, source):
+            continue
+        for name in ("objects", "forgotten"):
+            rows[name][:] = [row for row in rows[name] if row["key"] != source.key]
+        lost = {"key": source.key, "stamp": source.stamp, "size": source.size, "captions": []}
+        lost |= {"rule": "vanished", "detail": "changed while it was read"}
+        rows["objects"].append(lost)
 
-    def __init__(self, job: Job, objects: list[dict[str, Any]]):
-        self.job, self.objects = job, objects
+
+class _Items:
+    """Notes an object row for every item and passes on the images not seen before.
+
+    Of what was forgotten it notes keyed hashes, and passes nothing on.
+    """
+
+    def __init__(self, job: Job, objects: list[dict[str, Any]], forgotten: list[dict[str, Any]]):
+        self.job, self.objects, self.forgotten = job, objects, forgotten
+        store: Any = job.store
+        self.gone = _tombstones(store, job.forgotten) if job.forgotten else Tombstones()
+        self.gone_stems: set[tuple[str, str]] = set()
         self.seen: set[str] = set()
         self.texts: dict[tuple[str, str], list[Text]] = {}
         self.stems: list[tuple[str, str]] = []
@@ -168,6 +192,12 @@ class _Items:
         image_id = hashlib.sha256(item.data).hexdigest() if item.data and not rule else None
         if item.data == b"" and not rule:
             rule, detail = "unreadable", "empty"
+        where = source.key if source.kind != "loose" else ""
+        if image_id and self.gone.has_image(image_id):
+            place = (source.key, source.member, source.stamp)
+            self.forgotten.append(growing.forgotten_row(*place, image_id, self.gone))
+            self.gone_stems.add((where, item.stem))
+            return None
         self.objects.append(
             {
                 "key": source.key,
@@ -182,17 +212,36 @@ class _Items:
                 "detail": detail or item.text.refused,
             }
         )
-        where = source.key if source.kind != "loose" else ""
         self.stems.append((where, item.stem))
         return image_id
 
     def attach_captions(self) -> None:
         """Give images the texts of their sidecars, which may stand anywhere in a container."""
+        self._forget_captions()
         for row, stem in zip(self.objects, self.stems, strict=True):
             for text in self.texts.get(stem, ()) if row["image_id"] else ():
                 row["captions"] = sorted({*row["captions"], *text.captions})
                 row["licence"] = row["licence"] or text.licence
                 row["detail"] = row["detail"] or text.refused
+
+    def _forget_captions(self) -> None:
+        """A sidecar within a container goes with its picture, unless another has its stem."""
+        rows = list(zip(self.objects, self.stems, strict=True))
+        dead = self.gone_stems - {stem for row, stem in rows if row["image_id"]}
+        if not dead:
+            return
+        kept = [(r, s) for r, s in rows if s not in dead or r["rule"] != "metadata"]
+        for row in (r for r, s in rows if s in dead and r["rule"] == "metadata"):
+            place = (row["key"], row["member"], row["stamp"])
+            self.forgotten.append(growing.forgotten_row(*place, None, self.gone))
+        self.objects[:] = [row for row, _ in kept]
+        self.stems = [stem for _, stem in kept]
+
+
+@lru_cache(maxsize=2)
+def _tombstones(store: Any, digest: str) -> Tombstones:
+    """What is forgotten, read once a process for each set of tombstones."""
+    return tombstones.load(store)
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel
@@ -33,24 +33,33 @@ Outputs = TypeVar("Outputs", bound=tuple)
 
 @dataclass(frozen=True)
 class Ledger:
-    """Records of finished work in one store."""
+    """Records of finished work in one store. `used` collects paths of those found or written."""
 
     store: Store
+    used: set[str] | None = field(default=None, compare=False)
 
     def find(self, stage: str, family: str, key: str) -> dict[str, Any] | None:
         """The record under a key, or None. Raises PairmillError for a damaged or newer one."""
-        return self._load(f"ledger/{stage}/{family}/{key}.json")
+        path = f"ledger/{stage}/{family}/{key}.json"
+        record = self._load(path)
+        if record is not None and self.used is not None:
+            self.used.add(path)
+        return record
 
-    def newest(self, stage: str, family: str) -> dict[str, Any] | None:
-        """The record of a family that was written last, or None."""
+    def newest(self, stage: str, family: str) -> tuple[int, list[dict[str, Any]]]:
+        """The records of a family whose key begins with the highest number, and that number.
+
+        No clock has a say. Two writers that met have left two records of one number.
+        """
         prefix = f"ledger/{stage}/{family}/"
         try:
-            records = [s for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
+            paths = [s.key for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
         except NotFound:
-            return None
-        if not records:
-            return None
-        return self._load(max(records, key=lambda s: (s.mtime, s.key)).key)
+            paths = []
+        numbers = {path: generation(path[len(prefix) :]) for path in paths}
+        last = max(numbers.values(), default=0)
+        found = (self._load(path) for path in paths if numbers[path] == last)
+        return last, [record for record in found if record is not None]
 
     def nearest(self, stage: str, family: str, sketch: Sequence[str]) -> dict[str, Any] | None:
         """Of the last records of a family the one that was made for the likest set, or None.
@@ -70,7 +79,10 @@ class Ledger:
     def write(self, stage: str, family: str, key: str, record: Mapping[str, Any]) -> None:
         """Record finished work; what it names must be stored already."""
         body = canonical({"format": FORMAT, **record})
-        self.store.put(f"ledger/{stage}/{family}/{key}.json", body)
+        path = f"ledger/{stage}/{family}/{key}.json"
+        self.store.put(path, body)
+        if self.used is not None:
+            self.used.add(path)
 
     def _load(self, path: str) -> dict[str, Any] | None:
         try:
@@ -92,6 +104,12 @@ class Ledger:
                 f"{FORMAT}; use the Pairmill that wrote the store, or an empty store"
             )
         return record
+
+
+def generation(key: str) -> int:
+    """The number that the key of a growing table's record begins with; 0 where there is none."""
+    number = key.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def family(name: str, version: int, params: Any) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from infra import corpus, images
+from infra import corpus, images, pins
 from infra.canonical import digest
 from infra.corpus import Source
 from infra.ledger import Ledger
@@ -41,7 +41,7 @@ def prepare(
             rows[image_id] = [joined.tell(), len(data)]
             joined.write(data)
         key = f"pictures/{hashlib.sha256(joined.getvalue()).hexdigest()}.jpegs"
-        store.put(key, joined.getvalue())
+        pins.put(store, key, joined.getvalue())
         record = {"rows": {image_id: [key, *row] for image_id, row in rows.items()}}
         ledger.write("pictures", str(max_pixels), name, record)
     return dict(record["rows"])

@@ -33,6 +33,14 @@ SCHEMAS: dict[str, pa.Schema] = {
         rule=pa.string(),
         detail=pa.string(),
     ),
+    # Members of containers, and loose objects, that were forgotten: keyed hashes in place of names.
+    "forgotten": _fields(
+        key=pa.string(),
+        stamp=pa.string(),
+        id=pa.string(),
+        image=pa.string(),
+        place=pa.string(),
+    ),
     "headers": _fields(
         image_id=ID,
         bytes=pa.int64(),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infra import pins
 from infra.canonical import canonical
 from infra.errors import PairmillError
 from infra.schema import SCHEMAS
@@ -77,7 +78,7 @@ def write_shard(store: Store, rows: pa.Table) -> Shard:
     """Write one content-addressed shard; writing it twice is harmless."""
     data = encode(rows)
     sha256 = hashlib.sha256(data).hexdigest()
-    store.put(shard_key(sha256), data)
+    pins.put(store, shard_key(sha256), data)
     return Shard(sha256, rows.num_rows, len(data))
 
 

@@ -10,24 +10,26 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import corpus, features, tables
+from infra import corpus, features, growing, tables, tombstones
 from infra.build import Build
 from infra.canonical import digest
 from infra.captions import Columns, caption_id
 from infra.cluster import Crash
 from infra.corpus import Bounds, Source
 from infra.features import DECODE_VERSION, Job, Limits, Shards
+from infra.growing import Grown
 from infra.ledger import family
 from infra.licences import stricter
 from infra.models import ModelFacts, ModelParams, choose_device, files
 from infra.schema import SCHEMAS
 from infra.tables import Shard, Table
 
-VERSION = 1
+VERSION = 2
 # A larger tar is cut by its index, so that one shard is minutes of work at most.
 TAR_BYTES = 1 << 30
 CAPTIONS_A_SHARD = 2_048
 LISTED = ("key", "kind", "stamp", "size", "sidecars")
+FORGOTTEN = dict.fromkeys(SCHEMAS["forgotten"].names, pl.String)
 
 
 class DescribeParams(BaseModel):
@@ -81,12 +83,18 @@ def describe(
     facts = {name: _facts(build, spec, device) for name, spec in models.items()}
     job = _job(build, corpus_params, models, facts, params, device)
     state = _State(build, job)
+    job = job._replace(forgotten=state.gone.digest)
     listed = tables.frame(build.store, listing)
     known = state.frame("objects").join(
         listed.select("key", "stamp"), on=["key", "stamp"], how="semi"
     )
     known = known.unique(["key", "member"], keep="last", maintain_order=True)
     new = listed.join(known.select("key").unique(), on="key", how="anti")
+    hidden = state.frame("forgotten").join(listed, on=["key", "stamp"], how="semi")
+    new = new.join(hidden.select("key").unique(), on="key", how="anti")
+    if new.height and (moved := _renamed(state, new)).height:
+        known = pl.concat([known, _add_objects(build, state, moved)])
+        new = new.join(moved.select("key").unique(), on="key", how="anti")
     # Once more where an image was lost to a model it lacked, and a copy lies elsewhere.
     while todo := list(_todo(state, job, known, new, params.shard_images)):
         build.begin("describe", {"new": new.height, "bytes": int(new["size"].sum())})
@@ -95,12 +103,14 @@ def describe(
             ["key", "member"], keep="last", maintain_order=True
         )
         new = new.clear()
+    hidden = pl.concat([hidden, *state.met])
     objects = _with_file_captions(known, file_captions, corpus_params, build)
     captions = _captions(build, objects)
+    state.release(objects, captions)
     for name, (_, model, _) in job.models.items():
         if model.has_text:
             _embed_captions(build, state, job, name, captions)
-    return _described(build, state, job, objects, captions)
+    return _described(build, state, job, objects, captions, hidden)
 
 
 def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
@@ -157,41 +167,101 @@ def _job(
 
 
 class _State:
-    """The growing tables of describe: what any build in this store has found out so far."""
+    """The growing tables of describe: what any build in this store has found out so far.
+
+    They are freed of what was forgotten before anybody reads them. `met` collects hashes of
+    forgotten objects that this build came upon.
+    """
 
     def __init__(self, build: Build, job: Job):
         self.build = build
+        self.gone = tombstones.load(build.store)
+        build.footprint.tombstones = self.gone.digest
+        self.met: list[pl.DataFrame] = []
+        shared = {"corpus": build.corpus.uri, "bounds": list(job.bounds)}
         self.names = {
-            "objects": family(
-                "objects", DECODE_VERSION, {"corpus": build.corpus.uri, "bounds": list(job.bounds)}
-            ),
+            "objects": family("objects", DECODE_VERSION, shared),
+            "forgotten": family("objects", DECODE_VERSION, shared),
             "headers": family("headers", DECODE_VERSION, {}),
             "looks": family("looks", DECODE_VERSION, {"decoded": job.short_side}),
         }
         for name, (_, _, numerics) in job.models.items():
             self.names[f"vectors/{name}"] = numerics
             self.names[f"texts/{name}"] = numerics
-        self.tables = {name: self._load(name) for name in self.names}
+        build.footprint.families.update(self.names)
+        self.grown: dict[str, Grown] = {}
+        for name, kin in self.names.items():
+            self.grown[name] = growing.load(build.ledger, name.partition("/")[0], kin)
+        dirty = [name for name in self.names if self.grown[name].free_of != self.gone.digest]
+        for name in dirty if self.gone else ():
+            self._free(name)
 
-    def _load(self, name: str) -> Table:
-        kind = name.partition("/")[0]
-        record = self.build.ledger.newest(f"describe/{kind}", self.names[name])
-        if record is None:
-            return Table(f"{kind}-{self.names[name]}")
-        return Table.from_json(record["tables"]["rows"])
+    @property
+    def tables(self) -> dict[str, Table]:
+        return {name: grown.table for name, grown in self.grown.items()}
+
+    def _free(self, name: str) -> None:
+        """Rewrite what tombstones name, and record that the rest is free of them."""
+        grown = self.grown[name]
+        table, removed = growing.clean(self.build.store, grown, self.gone)
+        if table != grown.table:
+            rows = grown.table.rows - table.rows
+            self.build.begin("describe", {"forgotten": rows})
+        if removed:
+            self.forget(pl.DataFrame(removed, FORGOTTEN))
+        if not self.build.planning and (table.shards or grown.table.shards):
+            self.grown[name] = growing.save(self.build.ledger, grown, table, self.gone.digest)
+
+    def forget(self, rows: pl.DataFrame) -> None:
+        """Note forgotten objects by their hashes: loose ones for the next listing to leave out,
+        members of containers in a table beside the objects.
+        """
+        loose = rows.filter(pl.col("key").is_null())
+        objects = dict(loose.select("place", "image").iter_rows())
+        tombstones.add(self.build.store, self.gone, objects=objects, names=rows["id"].to_list())
+        members = rows.filter(pl.col("key").is_not_null())
+        if members.height:
+            written = tables.write_frame(self.build.store, "forgotten", members)
+            self.add("forgotten", list(written.shards))
+
+    def release(self, objects: pl.DataFrame, captions: pl.DataFrame) -> None:
+        """Names and captions that were forgotten, and are in use again by what was not."""
+        if not self.gone or self.build.planning:
+            return
+        names = {self.gone.keyed(name) for name in corpus.object_ids(objects)}
+        texts = {self.gone.keyed(caption) for caption in captions["caption_id"].unique()}
+        tombstones.add(self.build.store, self.gone, released=names | texts)
 
     def add(self, name: str, new: list[Shard]) -> None:
         """Append shards and record the table as it now stands."""
-        old = self.tables[name]
-        merged = dict.fromkeys([*old.shards, *new])
-        self.tables[name] = table = Table(old.name, tuple(merged))
-        # The count decides where a store's clock has whole seconds and two records are as old.
-        key = f"{len(table.shards):08d}-{digest([shard.sha256 for shard in table.shards])}"
-        record = {"tables": {"rows": table.to_json()}}
-        self.build.ledger.write(f"describe/{name.partition('/')[0]}", self.names[name], key, record)
+        self.grown[name] = growing.append(
+            self.build.ledger, self.grown[name], new, self.gone.digest
+        )
 
     def frame(self, name: str, columns: list[str] | None = None) -> pl.DataFrame:
         return tables.frame(self.build.store, self.tables[name], columns)
+
+
+def _renamed(state: _State, new: pl.DataFrame) -> pl.DataFrame:
+    """Object rows of new files that are known under another name, as they would be read again."""
+    seen = state.frame("objects").with_columns(
+        pl.col("stamp").map_elements(corpus.identity, pl.String).alias("same")
+    )
+    wanted = new.select(
+        pl.col("key").alias("now"),
+        pl.col("stamp").alias("as_listed"),
+        pl.col("kind"),
+        pl.col("stamp").map_elements(corpus.identity, pl.String).alias("same"),
+    )
+    rows = seen.drop_nulls("same").join(wanted.drop_nulls("same"), on="same", how="inner")
+    kinds = [corpus.kind_of(*row) for row in rows.select("key", "member").iter_rows()]
+    rows = rows.filter(pl.Series(kinds, dtype=pl.String) == pl.col("kind"))
+    # One of several old names, and no file of which nothing but a verdict on its name is known.
+    first = rows.group_by("now").agg(pl.col("key").min())
+    rows = rows.join(first, on=["now", "key"], how="semi").filter(
+        pl.col("member").is_not_null() | pl.col("image_id").is_not_null()
+    )
+    return rows.with_columns(key="now", stamp="as_listed").select(SCHEMAS["objects"].names)
 
 
 def _todo(
@@ -319,16 +389,21 @@ def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFr
         rows = pa.Table.from_pylist(crashed, schema=SCHEMAS["objects"])
         written["objects"].append(tables.write_shard(build.store, rows))
     for name, shards in written.items():
-        if shards and name != "objects":
+        if shards and name not in ("objects", "forgotten"):
             state.add(name, sorted(shards))
-    return _add_objects(build, state, sorted(written["objects"]))
+    if written["forgotten"]:
+        state.met.append(
+            tables.frame(build.store, Table("forgotten", tuple(sorted(written["forgotten"]))))
+        )
+        state.forget(state.met[-1])
+    rows = tables.frame(build.store, Table("objects", tuple(sorted(written["objects"]))))
+    return _add_objects(build, state, rows)
 
 
-def _add_objects(build: Build, state: _State, shards: list[Shard]) -> pl.DataFrame:
+def _add_objects(build: Build, state: _State, rows: pl.DataFrame) -> pl.DataFrame:
     """Keep new object rows in the state, but nothing of a file that vanished: the next listing
     settles that. An image read once more has its row; only one lost meanwhile has a new one.
     """
-    rows = tables.frame(build.store, Table("objects", tuple(shards)))
     place = ["key", "member", "stamp"]
     before = state.frame("objects", [*place, "image_id"]).unique(place, keep="last")
     rows = rows.join(
@@ -446,7 +521,12 @@ def _embed_captions(
 
 
 def _described(
-    build: Build, state: _State, job: Job, objects: pl.DataFrame, captions: pl.DataFrame
+    build: Build,
+    state: _State,
+    job: Job,
+    objects: pl.DataFrame,
+    captions: pl.DataFrame,
+    hidden: pl.DataFrame,
 ) -> Described:
     usable = _usable(state, job, objects)
     good = state.frame("looks", ["image_id", "rule"]).filter(pl.col("rule").is_null())
@@ -469,7 +549,9 @@ def _described(
             for name, (_, facts, _) in job.models.items()
             if facts.has_text
         },
-        drops=tables.write(build.store, "drops", list(_drops(state, job, objects))),
+        drops=tables.write(
+            build.store, "drops", [*_drops(state, job, objects), *_forgotten(hidden)]
+        ),
     )
 
 
@@ -496,3 +578,12 @@ def _drops(state: _State, job: Job, objects: pl.DataFrame) -> Iterator[dict[str,
             yield {**drop, "rule": limit[0], "value": limit[1]}
         elif row["rule_look"]:
             yield {**drop, "rule": row["rule_look"], "detail": row["detail_look"]}
+
+
+def _forgotten(hidden: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """A drop for each forgotten object and each forgotten image, under keyed hashes."""
+    drop = {"stage": "forget", "rule": "forgotten"}
+    for name in sorted(set(hidden["id"])):
+        yield {**drop, "level": "object", "id": name}
+    for image in sorted(set(hidden["image"].drop_nulls())):
+        yield {**drop, "level": "image", "id": image}

@@ -49,6 +49,9 @@ def fold_fates(
     Raises PairmillError where something listed has no fate, or two, or was dropped and published.
     """
     dropped = pl.concat([tables.frame(build.store, table) for table in drops])
+    # A forgotten image may have been met by the listing and in a container as well.
+    gone = pl.col("stage") == "forget"
+    dropped = pl.concat([dropped.filter(~gone), dropped.filter(gone).unique()])
     seen = tables.frame(build.store, objects)
     usable = tables.frame(build.store, images)
     mined = tables.frame(build.store, pairs, ["pair_id", "query", "target"])
@@ -57,10 +60,11 @@ def fold_fates(
     of_images = _image_fates(dropped, usable, records)
     of_objects = _object_fates(dropped, seen, usable, of_images)
     of_pairs = _pair_fates(dropped, records)
-    _balance("image", of_images, seen["image_id"].drop_nulls().unique())
+    known = seen["image_id"].drop_nulls().unique()
+    _balance("image", of_images, pl.concat([known, _of_level(dropped, "image", "forget")["id"]]))
     _check_published(of_images, records)
-    listed = pl.concat([_of_level(dropped, "object", "snapshot")["id"], corpus.object_ids(seen)])
-    _balance("object", of_objects, listed)
+    listed = [_of_level(dropped, "object", stage)["id"] for stage in ("snapshot", "forget")]
+    _balance("object", of_objects, pl.concat([*listed, corpus.object_ids(seen)]))
     reversed_pairs = _of_level(dropped, "pair", "mine_pairs")["id"]
     _balance("pair", of_pairs, pl.concat([mined["pair_id"], reversed_pairs]))
     fates = pl.concat([of_objects, of_images, of_pairs]).sort("level", "id")

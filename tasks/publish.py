@@ -79,6 +79,12 @@ class PublishParams(BaseModel):
     images: bool = Field(False, description="Also write the pictures, as WebDataset tars.")
     title: str = Field("", max_length=200, description="Title of the dataset card.")
     gates: GateParams = Field(GateParams(), description="Quality gates.")
+    keep_versions: int = Field(
+        0, ge=0, description="Versions kept, the latest among them; older ones go. 0: all."
+    )
+    keep_days: int = Field(
+        0, ge=0, description="Age in days above which older versions go. 0: no bound."
+    )
 
 
 class Version(NamedTuple):

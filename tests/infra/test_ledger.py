@@ -185,13 +185,15 @@ def test_a_record_is_found_under_its_key(ledger):
     assert ledger.find("search", "other", "key") is None
 
 
-def test_the_newest_record_of_a_family_wins(ledger):
-    assert ledger.newest("search", "fam") is None
-    for n in (2, 1, 3, 0):
-        ledger.write("search", "fam", f"{n}", {"n": n})
-    ledger.write("search", "fam/receipts", "9", {"n": 9})
-    ledger.write("search", "family", "8", {"n": 8})
-    assert ledger.newest("search", "fam")["n"] == 0
+def test_the_record_of_the_highest_number_is_the_newest_whatever_the_clock_says(ledger):
+    assert ledger.newest("search", "fam") == (0, [])
+    for n in (2, 10, 9, 0):
+        ledger.write("search", "fam", f"{n:08d}-x", {"n": n})
+    ledger.write("search", "fam/receipts", "00000099-x", {"n": 99})
+    ledger.write("search", "family", "00000098-x", {"n": 98})
+    assert ledger.newest("search", "fam") == (10, [{"format": 1, "n": 10}])
+    ledger.write("search", "fam", "00000010-y", {"n": 10})
+    assert len(ledger.newest("search", "fam")[1]) == 2
 
 
 def test_a_record_of_floats_is_refused(ledger):

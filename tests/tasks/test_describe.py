@@ -153,10 +153,11 @@ def test_a_file_that_goes_between_listing_and_reading_has_vanished(build):
         "a.tar",
     }
     assert len(images(build, seen)) == 5
-    # The very listing once more, with the file back: nothing holds it for gone.
+    # Back with another time it is not what was listed; the next listing finds it.
     Path(build.corpus.uri, "1.jpg").write_bytes(COLOURS["1.jpg"])
     seen = stage.describe(build, found.listing, found.file_captions, settings, {}, params)
-    assert fates(build, seen)["1.jpg"] == "image"
+    assert fates(build, seen)["1.jpg"] == "vanished"
+    assert fates(build, described(build))["1.jpg"] == "image"
 
 
 # Captions ------------------------------------------------------------------------------------

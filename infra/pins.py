@@ -1,0 +1,223 @@
+"""Pins: a build says that it is at work, so that garbage collection leaves alone what it reads.
+
+    pins/<build>.json    written before anything is read, renewed while the build runs
+
+A pin that was not renewed for its life is dead, by the store's own clock. One whose process has
+ended is dead at once, where this can be seen: on the same machine.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from infra.canonical import canonical
+from infra.errors import PairmillError
+from infra.store import NotFound, Stat, Store, StoreError
+
+PREFIX = "pins/"
+CLOCK, MARKS, ALONE = "gc/clock", "gc/marks.json", "gc/alone.json"
+SWEEPING = "gc/sweeping/"
+WAIT_SECONDS = 30.0  # longer than a sweep is at one batch of keys
+LIFE = 1_800.0  # seconds
+ALONE_SECONDS = 60.0  # without a sign of whoever wants to be alone, others go on
+TICK = 0.2
+
+
+@dataclass
+class Pin:
+    """The pin of one running build. `check` says whether it still holds."""
+
+    store: Store
+    key: str
+    life: float
+    saw: int
+    renewed: float = field(default_factory=time.monotonic)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def renew(self) -> None:
+        """Write the pin once more; the store's time of this write is what counts."""
+        start = time.monotonic()
+        body = {"format": 1, "saw": self.saw, "life_ms": int(self.life * 1000), **_process()}
+        self.store.put(self.key, canonical(body))
+        self.renewed = start
+
+    def check(self) -> None:
+        """Raises PairmillError where the pin may have lapsed, so that its build must not go on."""
+        if time.monotonic() - self.renewed > 0.8 * self.life:
+            raise PairmillError(
+                f"this build's pin could not be renewed for {0.8 * self.life:.0f} s, so what it "
+                "reads may have been collected; run it again"
+            )
+
+    def keep(self) -> None:
+        """Renew until the end; a failure is tried again, and told by `check`."""
+        while not self.ended.wait(self.life / 5):
+            with suppress(StoreError):
+                self.renew()
+
+
+class Held(NamedTuple):
+    """A pin that is alive: whose, and the list of garbage that its build knew when it began."""
+
+    key: str
+    saw: int
+    life: float
+
+
+@contextmanager
+def hold(store: Store, life: float = LIFE) -> Iterator[Pin]:
+    """Pin a store for the length of a `with` block, which may then read whatever it finds there.
+
+    Waits while another process removes what was forgotten.
+    """
+    pin = Pin(store, f"{PREFIX}{uuid4().hex}.json", life, _generation(store))
+    pin.renew()
+    keeper = threading.Thread(target=pin.keep, name="pin", daemon=True)
+    keeper.start()
+    try:
+        _wait_for_others(store)
+        yield pin
+    finally:
+        pin.ended.set()
+        keeper.join()
+        with suppress(StoreError):
+            store.delete(pin.key)
+
+
+def held(store: Store, apart_from: str | None = None) -> list[Held]:
+    """The pins that are alive, save one's own; dead ones are removed."""
+    now = clock(store)
+    found = []
+    for stat in _list(store, PREFIX):
+        if stat.key == apart_from:
+            continue
+        pin = _read(store, stat, now)
+        if pin:
+            found.append(pin)
+        else:
+            store.delete(stat.key)
+    return found
+
+
+def clock(store: Store) -> float:
+    """The store's own time, in seconds since 1970: that of an object written just now."""
+    store.put(CLOCK, uuid4().hex.encode())
+    return store.head(CLOCK).mtime
+
+
+@contextmanager
+def alone(store: Store, own: str | None = None) -> Iterator[bool]:
+    """Whether no other build is at work; while it says so, none begins.
+
+    A build that begins writes its pin, then looks for this sign; this writes the sign, then looks
+    for pins: so at least one of the two sees the other.
+    """
+    store.put(ALONE, uuid4().hex.encode())
+    try:
+        yield not held(store, own)
+    finally:
+        store.delete(ALONE)
+
+
+def still_alone(store: Store) -> None:
+    """To be called every few seconds of being alone: a sign of life."""
+    store.put(ALONE, uuid4().hex.encode())
+
+
+def put(store: Store, key: str, data: bytes) -> None:
+    """Write a content-addressed object, so that a sweep which is just at it does no harm."""
+    store.put(key, data)
+    if _swept(store, key):
+        until = time.monotonic() + WAIT_SECONDS
+        while _swept(store, key) and time.monotonic() < until:
+            time.sleep(TICK)
+        store.put(key, data)
+
+
+def _swept(store: Store, key: str) -> bool:
+    for stat in _list(store, SWEEPING):
+        try:
+            if key in json.loads(store.get(stat.key))["keys"]:
+                return True
+        except NotFound:
+            continue
+    return False
+
+
+def _wait_for_others(store: Store) -> None:
+    seen, since = None, time.monotonic()
+    while True:
+        try:
+            etag = store.head(ALONE).etag, store.get(ALONE)
+        except NotFound:
+            return
+        if etag != seen:
+            seen, since = etag, time.monotonic()
+        elif time.monotonic() - since > ALONE_SECONDS:
+            return
+        time.sleep(TICK)
+
+
+def _read(store: Store, stat: Stat, now: float) -> Held | None:
+    try:
+        body = json.loads(store.get(stat.key))
+        saw, life = int(body["saw"]), int(body["life_ms"]) / 1000
+    except NotFound:
+        return None
+    except (ValueError, KeyError, TypeError):
+        body, saw, life = {}, -1, LIFE
+    if now - stat.mtime > life or _has_ended(body):
+        return None
+    return Held(stat.key, saw, life)
+
+
+def _generation(store: Store) -> int:
+    """Number of the newest list of garbage, 0 where there is none."""
+    try:
+        return int(json.loads(store.get(MARKS))["generation"])
+    except (NotFound, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _list(store: Store, prefix: str) -> list[Stat]:
+    try:
+        return list(store.list(prefix))
+    except NotFound:
+        return []
+
+
+def _process() -> dict[str, Any]:
+    """What tells this process from every other one on this machine; nothing where nothing does."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {
+            "machine": f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}",
+            "process": os.getpid(),
+            "started": _started(os.getpid()),
+        }
+    except OSError:
+        return {}
+
+
+def _started(process: int) -> str:
+    text = Path(f"/proc/{process}/stat").read_text()
+    return text.rpartition(")")[2].split()[19]
+
+
+def _has_ended(body: dict[str, Any]) -> bool:
+    here = _process()
+    if not here or body.get("machine") != here["machine"]:
+        return False
+    try:
+        return _started(int(body["process"])) != body["started"]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
