@@ -57,16 +57,18 @@ def forget(
     objects = growing.objects(store)
     objects = objects.with_columns(object_ids(objects))
     gone = tombstones.open_for_writing(store)
-    before = {n for n in names if gone.keyed(n) in gone.names | gone.images}
     seen = {*objects["key"], *objects["id"], *objects["image_id"]}
-    yield from (f"{plain(name, 200)}: was forgotten before" for name in sorted(before - seen))
-    wanted = _wanted(objects, [n for n in names if n in seen or n not in before], prefix)
+    known = gone.names | gone.images
+    before = {name for name in names if name not in seen and gone.keyed(name) in known}
+    yield from (f"{plain(name, 200)}: was forgotten before" for name in sorted(before))
+    wanted = _wanted(objects, [name for name in names if name not in before], prefix)
     kin = {} if options.exact else related(store, wanted.images, radius)
     images = wanted.images | kin.keys()
     _refuse_most(objects, images, options)
     rows = pl.concat([wanted.rows, objects.filter(pl.col("image_id").is_in(list(images)))])
     rows = rows.unique(["family", "id", "stamp", "image_id"])
-    new = _record(store, gone, objects, rows, images, options.purge)
+    old = {gone.keyed(name) for name in before} if options.purge else set()
+    new = _record(store, gone, objects, rows, images, options.purge, old)
     yield from _told(rows, wanted, kin)
     yield (
         f"{len(images)} images are forgotten from the next build on"
@@ -262,6 +264,7 @@ def _record(
     rows: pl.DataFrame,
     images: set[str],
     purge: bool,
+    old: set[str],
 ) -> bool:
     """Write the tombstones; False where all of them stood there before."""
     rows = pl.concat([rows, _sidecars(objects, rows)])
@@ -290,7 +293,7 @@ def _record(
         captions={gone.keyed(c) for c in _own_captions(store, objects, rows)},
         pairs={gone.keyed(pair) for pair in _pairs(store, images)},
         objects=places,
-        withdraw=(hashed | nameless) if purge else (),
+        withdraw=(hashed | nameless if purge else set()) | old,
     )
 
 
