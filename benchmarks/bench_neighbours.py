@@ -51,7 +51,7 @@ def ours(vectors: np.ndarray, k: int) -> np.ndarray:
 def ours_added(vectors: np.ndarray, k: int) -> np.ndarray:
     """A tenth of the vectors against all, as for a corpus that grew."""
     some = vectors[: len(vectors) // 10]
-    return neighbours.search(some, vectors, k, offset=0, device="cpu").neighbour
+    return neighbours.search(some, vectors, k, own=np.arange(len(some)), device="cpu").neighbour
 
 
 def faiss_flat(wide: np.ndarray, k: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The main flow: a bucket of images in, a published dataset of MegaPairs-style pairs out."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import flow
 
@@ -11,6 +11,7 @@ from flows.step import completed, link, step
 from flows.summary import measured, outcome, summary, tell_refused
 from infra.build import Build
 from infra.errors import Refused
+from infra.tables import Table
 from tasks.align_captions import AlignParams, align_captions
 from tasks.deduplicate import deduplicate
 from tasks.describe import describe
@@ -22,8 +23,16 @@ from tasks.make_records import make_records
 from tasks.mine_pairs import mine_pairs, mining_params
 from tasks.publish import Contents, publish
 from tasks.report import render
+from tasks.score_captions import score_captions, scoring_params
 from tasks.snapshot import snapshot
 from tasks.tidy import check_forgotten, tidy
+
+
+class Searched(NamedTuple):
+    """Images and lists of every space."""
+
+    members: dict[str, Table]
+    lists: dict[str, Table]
 
 
 @flow(name="build", flow_run_name="{config.dataset}")
@@ -54,13 +63,25 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     aligned = matched.aligned
     unique = step(deduplicate)(run, images, seen.looks, aligned, captions, vectors, config.dedup)
     survivors = unique.survivors
-    fitting = step(filter_captions)(
-        run, aligned, survivors, vectors[clip], texts[clip], config.clip_score
-    )
+    values = step(score_captions)(
+        run, aligned, survivors, vectors[clip], texts[clip], scoring_params(config.clip_score)
+    ).values
+    fitting = step(filter_captions)(run, aligned, survivors, values, config.clip_score)
     eligible = fitting.eligible
 
-    near = step(find_neighbours)(
-        run, eligible, vectors, texts, search_params(config.neighbours, config.spaces)
+    embedded = {"image": vectors, "caption": texts}
+    found = {
+        name: step(find_neighbours)(
+            run,
+            eligible,
+            embedded[space.of][space.model],
+            search_params(config.neighbours, name, space),
+        )
+        for name, space in config.spaces.items()
+    }
+    near = Searched(
+        {name: space.members for name, space in found.items()},
+        {name: space.lists for name, space in found.items()},
     )
     mined = step(mine_pairs)(
         run, eligible, *near, vectors, texts, mining_params(config.pairs, config.spaces)

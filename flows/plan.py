@@ -12,6 +12,7 @@ ORDER = (
     "describe",
     "align_captions",
     "deduplicate",
+    "score_captions",
     "filter_captions",
     "find_neighbours",
     "mine_pairs",

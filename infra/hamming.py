@@ -72,31 +72,17 @@ def survivors(
     return owner
 
 
-class HammingIndex:
-    """Hashes that can be added to and queried, for work that goes on image by image."""
-
-    def __init__(self, hashes: Hashes | None = None) -> None:
-        self.hashes = np.zeros(0, dtype=np.uint64) if hashes is None else hashes.astype(np.uint64)
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def add(self, hashes: Hashes) -> None:
-        """Appends hashes, uint64 [m], as rows len(self) and on."""
-        self.hashes = np.concatenate([self.hashes, hashes.astype(np.uint64)])
-
-    def query(self, queries: Hashes, radius: int) -> Matches:
-        """All (query row, index row, distance) within `radius`, sorted by query, then index row."""
-        found = list(matches(queries, self.hashes, radius))
-        if not found:
-            return _nothing()
-        query, row, distance = (np.concatenate(column) for column in zip(*found, strict=True))
-        order = np.lexsort((row, query))
-        return query[order], row[order], distance[order]
-
-
-def _nothing() -> Matches:
-    return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8)
+def related(
+    hashes: Hashes, rows: Rows, confirm: Callable[[Rows, Rows], NDArray[np.bool_]], radius: int
+) -> tuple[Rows, Rows]:
+    """All related pairs (one of rows, any other row) of the relation of `survivors`."""
+    found: list[tuple[Rows, Rows]] = [(rows[:0], rows[:0])]
+    for i, j in _related(hashes, rows, np.arange(len(hashes)), radius):
+        i, j = i[i != j], j[i != j]
+        yes = confirm(i, j)
+        found.append((i[yes], j[yes]))
+    one, other = (np.concatenate(column) for column in zip(*found, strict=True))
+    return one, other
 
 
 def _joined(left: Hashes, right: Hashes, radius: int, same: bool) -> Iterator[Matches]:

@@ -102,7 +102,7 @@ def search(
     k: int,
     *,
     same: bool = False,
-    offset: int | None = None,
+    own: NDArray[np.int64] | None = None,
     device: str = "auto",
     block: int | None = None,
     progress: Progress | None = None,
@@ -110,8 +110,8 @@ def search(
     """The first k rows of base by (score descending, row ascending), for every query.
 
     queries: float16[n, d]; base: float16[m, d]; returns Lists [n, k]. With `same`, queries are
-    base and a row is not its own neighbour. With `offset`, query i is row offset + i of base and
-    is likewise left out of its own list. device: "cpu", "cuda" or "auto". Neither device nor
+    base and a row is not its own neighbour. With `own`, int64[n], query i is row own[i] of base
+    and is likewise left out of its own list. device: "cpu", "cuda" or "auto". Neither device nor
     block changes the result. progress is called with (queries done, queries). Raises VectorError
     like `scores`.
 
@@ -121,12 +121,12 @@ def search(
     all such rows; the others are searched wider, and at last scored against every row.
     """
     _check(queries, base)
-    if same and (queries.shape != base.shape or offset is not None):
-        raise ValueError("same=True takes the same vectors twice and no offset")
+    if same and (queries.shape != base.shape or own is not None):
+        raise ValueError("same=True takes the same vectors twice and no rows of its own")
     n, m = len(queries), len(base)
     if k < 1 or not n or not m:
         return Lists(np.full((n, k), -1, np.int32), np.zeros((n, k), np.int32), 0)
-    vectors = _Vectors(queries, base, 0 if same else offset)
+    vectors = _Vectors(queries, base, np.arange(n) if same else own)
     engine = _Flat(vectors, device)
     keys = np.full((n, k), _NONE)
     for span in _slices(n, block or BLOCK):
@@ -182,8 +182,8 @@ class _Flat:
         value, row = self.index.search(wide, width)
         self.computed += len(lines) * len(vectors.base)
         last = value[:, -1].copy()
-        if vectors.offset is not None:
-            value[row == lines[:, None] + vectors.offset] = -np.inf
+        if vectors.own is not None:
+            value[row == vectors.own[lines][:, None]] = -np.inf
         return value, row, last
 
     def _keys(
@@ -191,8 +191,8 @@ class _Flat:
     ) -> NDArray[np.int64]:
         """Exact keys of the candidates that are near enough, ascending."""
         vectors, keys = self.vectors, np.full(row.shape, _NONE)
-        if vectors.offset is not None:
-            near = near & (row != lines[:, None] + vectors.offset)
+        if vectors.own is not None:
+            near = near & (row != vectors.own[lines][:, None])
         at, column = np.nonzero(near)
         found = row[at, column]
         self.computed += len(at)
@@ -206,8 +206,8 @@ class _Flat:
         for columns in _slices(len(vectors.base), 1 << 14):
             rows = np.arange(columns.start, columns.stop)
             keys = _pack(vectors.table(lines, columns), rows[None, :])
-            if vectors.offset is not None:
-                keys[rows[None, :] == lines[:, None] + vectors.offset] = _NONE
+            if vectors.own is not None:
+                keys[rows[None, :] == vectors.own[lines][:, None]] = _NONE
             best = np.sort(np.concatenate([best, keys], axis=1), axis=1)[:, :k]
             self.computed += keys.size
         return best
@@ -294,13 +294,49 @@ def _expand_groups(
     return out
 
 
+class Scorer:
+    """Exact scores between rows of float16[n, d]. Raises VectorError like `scores`."""
+
+    def __init__(self, vectors: NDArray[np.float16]) -> None:
+        _check(vectors, vectors)
+        self._vectors = _Vectors(vectors, vectors, None)
+        self._wide: Floats | None = None
+
+    def scores(self, rows: NDArray[Any], others: NDArray[Any]) -> Ints:
+        """Scores int32[m] of rows with others, both int64[m], one by one."""
+        return self._vectors.pairs(rows, others)
+
+    def at_least(
+        self, rows: NDArray[Any], others: NDArray[Any], least: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All pairs (one of rows, one of others) whose score is at least `least`, in any order."""
+        wide, found = self.normalised(), [(rows[:0], others[:0])]
+        limit = least / ONE - bound(wide.shape[1])
+        for part in _slices(len(rows), max(1, (1 << 25) // max(1, len(others)))):
+            i, j = np.nonzero(wide[rows[part]] @ wide[others].T >= limit)
+            i, j = rows[part][i], others[j]
+            close = self.scores(i, j) >= least
+            found.append((i[close], j[close]))
+        one, other = (np.concatenate(column) for column in zip(*found, strict=True))
+        return one, other
+
+    def normalised(self) -> Floats:
+        """The vectors at length 1 in float32; their products err by `bound(d)` at most."""
+        if self._wide is None:
+            self._wide = _normalised(self._vectors.base, self._vectors.base_lengths)
+        return self._wide
+
+
 class _Vectors:
     """Both sides of a search with their float64 lengths, and the exact scores between them."""
 
     def __init__(
-        self, queries: NDArray[np.float16], base: NDArray[np.float16], offset: int | None
+        self,
+        queries: NDArray[np.float16],
+        base: NDArray[np.float16],
+        own: NDArray[np.int64] | None,
     ) -> None:
-        self.queries, self.base, self.offset = queries, base, offset
+        self.queries, self.base, self.own = queries, base, own
         self.base_lengths = _lengths(base)
         self.query_lengths = self.base_lengths if queries is base else _lengths(queries)
 

@@ -81,11 +81,23 @@ SCHEMAS: dict[str, pa.Schema] = {
         licence=pa.string(),
     ),
     "aligned": _fields(image_id=ID, caption_id=ID, clip_score=SCORE),
-    "survivors": _fields(image_id=ID, survivor_id=ID, distance=pa.int32(), likeness=SCORE),
+    "survivors": _fields(
+        image_id=ID, survivor_id=ID, distance=pa.int32(), likeness=SCORE, caption_id=ID
+    ),
+    "hashes": _fields(image_id=ID, flat=pa.bool_(), hashes=pa.list_(pa.uint64())),
+    # Of an image or a caption: largest score with any reference, and the sum of the terms.
+    "values": _fields(image_id=ID, value=pa.int64()),
+    "sums": _fields(id=ID, largest=SCORE, total=pa.int64()),
+    "references": _fields(image_id=ID, caption_id=ID),
     "eligible": _fields(image_id=ID, caption_id=ID, clip_score=SCORE),
     "members": _fields(image_id=ID),
     # Row i of the lists belongs to row i of the members; neighbours are row numbers, best first.
     "lists": _fields(row=pa.int32(), neighbours=pa.list_(pa.int32()), scores=pa.list_(SCORE)),
+    # Longer lists over distinct vectors: all that score above the floor are listed.
+    "kept_lists": _fields(
+        row=pa.int32(), neighbours=pa.list_(pa.int32()), scores=pa.list_(SCORE), floor=SCORE
+    ),
+    "items": _fields(id=ID, row=pa.int32()),
     "bands": _fields(
         space=pa.string(),
         low=SCORE,

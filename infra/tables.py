@@ -201,6 +201,24 @@ def _bytes(array: pa.Array) -> Iterator[Any]:
         yield memoryview(data)[ends[0] : ends[-1]]
 
 
+def dense_lists(store: Store, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbour lists as int32[n, k]: rows (-1 where there are fewer) and scores (0 there)."""
+    parts = list(shards(store, table, ["neighbours", "scores"]))
+    offsets = [part["neighbours"].combine_chunks().offsets.to_numpy() for part in parts]
+    lengths = [np.diff(ends) for ends in offsets]
+    k = max((int(length.max()) for length in lengths if len(length)), default=0)
+    neighbour = np.full((table.rows, k), -1, np.int32)
+    score = np.zeros((table.rows, k), np.int32)
+    at = 0
+    for part, length in zip(parts, lengths, strict=True):
+        filled = np.arange(k) < length[:, None]
+        span = slice(at, at + len(length))
+        neighbour[span][filled] = part["neighbours"].combine_chunks().flatten().to_numpy()
+        score[span][filled] = part["scores"].combine_chunks().flatten().to_numpy()
+        at += len(length)
+    return neighbour, score
+
+
 def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A fixed-size-list column as float16[n, d], without a copy where it is one chunk."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -219,17 +237,23 @@ def vector_rows(key: str, ids: Iterable[str], vectors: np.ndarray) -> pa.Table:
 def gather(store: Store, table: Table, ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Vectors of the given ids, in ascending order of id.
 
-    Returns the ids found and their vectors, float16[n, d]; shape (0, 0) where there are none.
+    Returns the distinct ids and their vectors, float16[n, d]; shape (0, 0) where there are none.
+    Raises PairmillError where an id has no vector: another's must never stand for it.
     """
-    wanted = np.array(sorted(ids), dtype="S64")
+    wanted = np.unique(np.array(ids, dtype="S64"))
     found_ids = [wanted[:0]]
     found: list[np.ndarray] = []
-    for part in shards(store, table):
-        names = part.column(0).to_numpy(zero_copy_only=False).astype("S64")
+    for part in shards(store, table) if len(wanted) else ():
+        names = pc.cast(part.column(0), pa.binary()).to_numpy().astype("S64")
         keep = np.isin(names, wanted)
         found_ids.append(names[keep])
         found.append(matrix(part["vector"])[keep])
+    names, first = np.unique(np.concatenate(found_ids), return_index=True)
+    if len(names) < len(wanted):
+        raise PairmillError(
+            f"{len(wanted) - len(names)} of {len(wanted)} ids have no vector in table "
+            f"{table.name}; delete the store's ledger/describe folder to describe them again"
+        )
     if not found:
         return [], np.zeros((0, 0), np.float16)
-    names, first = np.unique(np.concatenate(found_ids), return_index=True)
     return [name.decode() for name in names], np.concatenate(found)[first]

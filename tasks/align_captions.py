@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra import neighbours, tables
 from infra.build import Build
-from infra.errors import PairmillError
 from infra.ledger import stage
 from infra.tables import Table
 
@@ -54,8 +53,6 @@ def align_captions(
     pairs = tables.frame(build.store, image_captions)
     image_ids, image_vectors = tables.gather(build.store, vectors, pairs["image_id"].to_list())
     caption_ids, caption_vectors = tables.gather(build.store, texts, pairs["caption_id"].to_list())
-    _check_all("image", image_ids, pairs["image_id"])
-    _check_all("caption", caption_ids, pairs["caption_id"])
     scores = np.zeros(pairs.height, np.int32)
     for at in range(0, pairs.height, CHUNK):
         part = pairs[at : at + CHUNK]
@@ -72,13 +69,3 @@ def align_captions(
     every = tables.frame(build.store, images, ["image_id"])
     aligned = every.join(best, on="image_id", how="left").sort("image_id")
     return Aligned(tables.write_frame(build.store, "aligned", aligned))
-
-
-def _check_all(what: str, found: list[str], wanted: pl.Series) -> None:
-    """Refuse to score one image or caption by the vector of another."""
-    missing = wanted.n_unique() - len(found)
-    if missing:
-        raise PairmillError(
-            f"{missing} of {wanted.n_unique()} {what}s have no vector in the store; "
-            "delete the store's ledger/ folder to describe them again"
-        )

@@ -13,10 +13,6 @@ from infra.errors import ConfigError
 from infra.ledger import stage
 from infra.tables import Table
 
-# exp() terms, 1 at most, are summed as integers of 2^-36, so that the sum of up to 2^17 of them
-# has one value in any order.
-UNIT = float(1 << 36)
-
 
 class ClipScoreParams(BaseModel):
     """How well a caption must fit. The default ranks, so it suits any model."""
@@ -52,7 +48,7 @@ class ClipScoreParams(BaseModel):
 
 
 class Filtered(NamedTuple):
-    """Images that go on, with their caption or none; the cut; and those dropped."""
+    """Images that go on, with their caption or none; the cut and all values; and those dropped."""
 
     eligible: Table
     facts: Table
@@ -60,100 +56,46 @@ class Filtered(NamedTuple):
 
 
 @stage(
-    version=2,
+    version=3,
     reads={
         "aligned": ("image_id", "caption_id", "clip_score"),
         "survivors": ("image_id", "survivor_id"),
-        "vectors": (),
-        "texts": (),
+        "values": ("image_id", "value"),
     },
+    meaning=lambda params: params.model_dump(mode="json", exclude={"model"}),
 )
 def filter_captions(
-    build: Build,
-    aligned: Table,
-    survivors: Table,
-    vectors: Table,
-    texts: Table,
-    params: ClipScoreParams,
+    build: Build, aligned: Table, survivors: Table, values: Table, params: ClipScoreParams
 ) -> Filtered:
     """Keep survivors whose caption fits. Images without one pass: nothing can be said of them.
 
-    negCLIPLoss (Wang et al. 2024, arXiv 2405.19547): the cosine less tau/2 times log-sum-exps of
-    the image against reference captions and of the caption against reference images, so a caption
-    that fits everything, or is shared by hundreds of pictures, does not win. Ranks are those of
-    `rint(value * 10^6)`; ties at the cut are kept.
+    Ties at the cut are kept.
     """
     alive = tables.frame(build.store, survivors).filter(pl.col("image_id") == pl.col("survivor_id"))
     rows = tables.frame(build.store, aligned).join(alive, on="image_id", how="semi")
-    captioned = rows.filter(pl.col("caption_id").is_not_null()).sort("image_id")
-    values = _values(build, captioned, vectors, texts, params)
-    cut = _cut(values, params)
-    low = captioned.with_columns(pl.Series("value", values)).filter(pl.col("value") < cut)
+    ranked = tables.frame(build.store, values).sort("image_id")
+    cut = _cut(ranked["value"].to_numpy(), params)
+    low = ranked.filter(pl.col("value") < cut)
     eligible = rows.join(low, on="image_id", how="anti").sort("image_id")
-    drops = [
-        {
-            "level": "image",
-            "id": image_id,
-            "stage": "filter_captions",
-            "rule": "low_clip_score",
-            "value": value,
-            "detail": params.keep,
-        }
-        for image_id, value in low.select("image_id", "value").iter_rows()
-    ]
-    facts = [{"name": "cut", "value": cut}] + [
-        {"name": "value", "value": int(value)} for value in values
-    ]
+    drops = low.select(
+        pl.lit("image").alias("level"),
+        pl.col("image_id").alias("id"),
+        pl.lit("filter_captions").alias("stage"),
+        pl.lit("low_clip_score").alias("rule"),
+        "value",
+        pl.lit(params.keep).alias("detail"),
+    )
+    facts = pl.concat(
+        [
+            pl.DataFrame({"name": "cut", "value": cut}, {"name": pl.String, "value": pl.Int64}),
+            ranked.select(pl.lit("value").alias("name"), "value"),
+        ]
+    )
     return Filtered(
         tables.write_frame(build.store, "eligible", eligible),
-        tables.write(build.store, "facts", facts),
-        tables.write(build.store, "drops", drops),
+        tables.write_frame(build.store, "facts", facts),
+        tables.write_frame(build.store, "drops", drops),
     )
-
-
-def _values(
-    build: Build, rows: pl.DataFrame, vectors: Table, texts: Table, params: ClipScoreParams
-) -> np.ndarray:
-    """What is ranked, int64[n] in units of 10^-6."""
-    scores = rows["clip_score"].to_numpy().astype(np.int64)
-    if params.keep != "neg_clip_loss" or not len(rows):
-        return scores
-    image_ids, images = tables.gather(build.store, vectors, rows["image_id"].to_list())
-    caption_ids, captions = tables.gather(build.store, texts, rows["caption_id"].to_list())
-    image_row = np.searchsorted(np.array(image_ids), rows["image_id"].to_numpy())
-    caption_row = np.searchsorted(np.array(caption_ids), rows["caption_id"].to_numpy())
-    # Ids are SHA-256: the least ones are a fair draw that a few new images hardly change. Captions
-    # are drawn with their images, so that one shared by hundreds is met as often as it occurs.
-    drawn = np.argsort(image_row, kind="stable")[: params.references]
-    per_image = _log_sums(images, captions[caption_row[drawn]], params.temperature)
-    per_caption = _log_sums(captions, images[image_row[drawn]], params.temperature)
-    build.work["similarities_computed"] += (len(images) + len(captions)) * len(drawn)
-    half = params.temperature / 2
-    loss = half * (per_image[image_row] + per_caption[caption_row])
-    return np.rint(scores - loss * 1e6).astype(np.int64)
-
-
-def _log_sums(rows: np.ndarray, references: np.ndarray, temperature: float) -> np.ndarray:
-    """log(mean(exp(cos / tau))) of each row over the references, float64[n]."""
-    wide_references, lengths = _wide(references)
-    sums = np.empty(len(rows))
-    for at in range(0, len(rows), 4096):
-        wide, own = _wide(rows[at : at + 4096])
-        # Sums of products of float16 are exact in float64, see `neighbours.scores`.
-        cosines = np.rint(wide @ wide_references.T / np.outer(own, lengths) * 1e6) / 1e6
-        # Cosines of image and caption may all be far below 1: only the largest is a safe shift.
-        largest = cosines.max(axis=1)
-        terms = np.rint(np.exp((cosines - largest[:, None]) / temperature) * UNIT)
-        mean = terms.sum(axis=1) / UNIT / len(references)
-        sums[at : at + 4096] = np.log(mean) + largest / temperature
-    return sums
-
-
-def _wide(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors in float64 and their lengths, 1 for the zero vector: its cosine is 0."""
-    wide = vectors.astype(np.float64)
-    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    return wide, np.where(lengths > 0, lengths, 1)
 
 
 def _cut(values: np.ndarray, params: ClipScoreParams) -> int:

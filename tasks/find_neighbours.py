@@ -1,6 +1,5 @@
 """Find neighbours: for every image and space, the k nearest others by exact integer score."""
 
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -8,13 +7,17 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import neighbours, tables
+from infra import kept_lists, neighbours, tables
 from infra.build import Build
+from infra.kept_lists import Kept
 from infra.ledger import stage
 from infra.schema import SCHEMAS
 from infra.tables import Table
 
 SHARD_ROWS = 50_000
+# A list keeps half as many entries again as are asked for, this many at least: a third of a corpus
+# can leave before most lists are searched again.
+SLACK = 10
 
 
 class Band(BaseModel):
@@ -58,93 +61,122 @@ class NeighbourParams(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where FAISS searches.")
 
 
+class SearchParams(BaseModel):
+    """What is sought in one space; of this `of` and `k` decide the lists."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    space: str
+    of: Literal["image", "caption"]
+    k: int
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def search_params(params: NeighbourParams, name: str, space: Space) -> SearchParams:
+    """What the lists of a space depend on. A moved band must not move their key."""
+    return SearchParams(space=name, of=space.of, k=params.k, device=params.device)
+
+
 class Near(NamedTuple):
-    """Per space: the images in it, in order of id, and their lists over rows of those."""
+    """One space: its images in order of id, and their lists over rows of those.
 
-    members: dict[str, Table]
-    lists: dict[str, Table]
+    What the next search starts from: `kept`, longer lists over distinct vectors with their floors,
+    and `items`, the vector that an image or a caption has.
+    """
+
+    members: Table
+    lists: Table
+    items: Table
+    kept: Table
 
 
-@stage(version=1, reads={"eligible": ("image_id", "caption_id"), "vectors": (), "texts": ()})
+@stage(
+    version=2,
+    reads={"eligible": ("image_id", "caption_id"), "vectors": ()},
+    meaning=lambda params: {"k": params.k, "of": params.of},
+    starts_from=("eligible", "image_id"),
+)
 def find_neighbours(
     build: Build,
     eligible: Table,
-    vectors: dict[str, Table],
-    texts: dict[str, Table],
-    params: "SearchParams",
+    vectors: Table,
+    params: SearchParams,
+    before: Near | None = None,
 ) -> Near:
-    """Exact k nearest neighbours in every space, ties by id; an image is not its own neighbour.
+    """Exact k nearest neighbours in one space, ties by id; an image is not its own neighbour.
 
     Search runs over distinct vectors, and each expands to its images: a caption that a thousand
-    pictures share is searched once.
+    pictures share is searched once. Raises PairmillError where a vector is missing.
     """
-    rows = tables.frame(build.store, eligible).sort("image_id")
-    members, lists = {}, {}
-    for name, space in params.spaces.items():
-        if space.of == "image":
-            ids, matrix = tables.gather(
-                build.store, vectors[space.model], rows["image_id"].to_list()
-            )
-        else:
-            ids, matrix = _caption_vectors(build, rows, texts[space.model])
-        found = _search(build, name, matrix, params)
-        members[name] = tables.write(build.store, "members", [{"image_id": i} for i in ids])
-        lists[name] = _write(build, found)
-    return Near(members, lists)
-
-
-class SearchParams(NeighbourParams):
-    """What the lists depend on: k and, of each space, what is embedded."""
-
-    spaces: Mapping[str, Space]
-
-
-def search_params(params: NeighbourParams, spaces: Mapping[str, Space]) -> SearchParams:
-    """Bands play no part in the search, so a moved band must not move its key."""
-    bare = {name: space.model_copy(update={"band": Band()}) for name, space in spaces.items()}
-    return SearchParams(**params.model_dump(), spaces=bare)
-
-
-def _caption_vectors(
-    build: Build, rows: pl.DataFrame, texts: Table
-) -> tuple[list[str], np.ndarray]:
-    """Ids of captioned images in order, and the vector of each one's caption."""
-    captioned = rows.filter(pl.col("caption_id").is_not_null())
-    ids, matrix = tables.gather(build.store, texts, captioned["caption_id"].unique().to_list())
-    if not ids:
-        return [], np.zeros((0, 1), np.float16)
-    at = np.searchsorted(np.array(ids), captioned["caption_id"].to_numpy())
-    return captioned["image_id"].to_list(), matrix[at]
-
-
-def _search(
-    build: Build, name: str, matrix: np.ndarray, params: NeighbourParams
-) -> neighbours.Lists:
-    groups = neighbours.distinct(matrix)
-    found = neighbours.search(
-        matrix[groups.first],
-        matrix[groups.first],
-        params.k,
-        same=True,
-        device=params.device,
-        progress=lambda done, total: build.progress(f"find_neighbours {name}", done, total),
+    column = f"{params.of}_id"
+    rows = tables.frame(build.store, eligible).drop_nulls(column).sort("image_id")
+    ids, matrix = tables.gather(build.store, vectors, rows[column].to_list())
+    at = np.searchsorted(np.array(ids, "S64"), rows[column].to_numpy().astype("S64"))
+    groups = neighbours.distinct(matrix[at])
+    vector = np.zeros(len(ids), np.int64)
+    vector[at] = groups.inverse
+    kept, computed = _kept(build, ids, vector, matrix[at[groups.first]], params, before)
+    build.work["similarities_computed"] += computed
+    found = neighbours.expand(kept_lists.view(kept, params.k), groups, params.k)
+    items = pl.DataFrame({"id": ids, "row": vector}, {"id": pl.String, "row": pl.Int32})
+    return Near(
+        tables.write_frame(build.store, "members", rows.select("image_id")),
+        _write(build, "lists", found.neighbour, found.score),
+        tables.write_frame(build.store, "items", items),
+        _write(build, "kept_lists", *kept_lists.view(kept, kept.keys.shape[1])[:2], kept.floor),
     )
-    build.work["similarities_computed"] += found.computed
-    return neighbours.expand(found, groups, params.k)
 
 
-def _write(build: Build, found: neighbours.Lists) -> Table:
-    """Lists as a table; rows with fewer than k neighbours are shorter."""
+def _kept(
+    build: Build,
+    ids: list[str],
+    vector: np.ndarray,
+    distinct: np.ndarray,
+    params: SearchParams,
+    before: Near | None,
+) -> tuple[Kept, int]:
+    """Lists over distinct vectors, from those of the build before where there is one."""
+
+    def progress(done: int, total: int) -> None:
+        build.progress(f"find_neighbours {params.space}", done, total)
+
+    width = params.k + max(SLACK, params.k // 2)
+    if before is None or not len(distinct) or not before.kept.rows:
+        return kept_lists.search(distinct, width, params.device, progress)
+    items = tables.frame(build.store, before.items)
+    now = pl.DataFrame({"id": ids, "now": vector}, {"id": pl.String, "now": pl.Int64})
+    moved = items.join(now, on="id")
+    place = np.full(before.kept.rows, -1)
+    place[moved["row"].to_numpy()] = moved["now"].to_numpy()
+    lists = _read(build, before.kept, width)
+    return kept_lists.update(lists, place, distinct, params.k, params.device, progress)
+
+
+def _read(build: Build, table: Table, width: int) -> Kept:
+    """Lists of `width` entries with their floors from their table."""
+    neighbour, score = tables.dense_lists(build.store, table)
+    floor = tables.read(build.store, table, ["floor"])["floor"].to_numpy()
+    keys = np.full((len(floor), width), kept_lists.NONE)
+    packed = kept_lists.pack(score, np.maximum(neighbour, 0))
+    keys[:, : neighbour.shape[1]] = np.where(neighbour < 0, kept_lists.NONE, packed)
+    return Kept(keys, floor)
+
+
+def _write(
+    build: Build, name: str, neighbour: np.ndarray, score: np.ndarray, *more: np.ndarray
+) -> Table:
+    """Lists as a table; rows with fewer neighbours than others are shorter."""
     shards = []
-    for at in range(0, len(found.neighbour), SHARD_ROWS):
-        neighbour, score = found.neighbour[at : at + SHARD_ROWS], found.score[at : at + SHARD_ROWS]
-        kept = neighbour >= 0
+    for at in range(0, len(neighbour), SHARD_ROWS):
+        part = slice(at, at + SHARD_ROWS)
+        kept = neighbour[part] >= 0
         ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
         columns = [
-            pa.array(np.arange(at, at + len(neighbour), dtype=np.int32)),
-            pa.ListArray.from_arrays(ends, neighbour[kept].astype(np.int32)),
-            pa.ListArray.from_arrays(ends, score[kept].astype(np.int32)),
+            pa.array(np.arange(at, at + len(kept), dtype=np.int32)),
+            pa.ListArray.from_arrays(ends, neighbour[part][kept].astype(np.int32)),
+            pa.ListArray.from_arrays(ends, score[part][kept].astype(np.int32)),
+            *(pa.array(column[part]) for column in more),
         ]
-        rows = pa.table(columns, schema=SCHEMAS["lists"])
+        rows = pa.table(columns, schema=SCHEMAS[name])
         shards.append(tables.write_shard(build.store, rows))
-    return Table("lists", tuple(shards))
+    return Table(name, tuple(shards))

@@ -116,18 +116,22 @@ def test_many_equal_hashes_are_searched_by_a_plan_as_well(forced: None):
     assert found == [(i, j, 0) for i in range(40) for j in range(i + 1, 40)]
 
 
-def test_an_index_is_queried_between_additions():
-    index = hamming.HammingIndex()
-    assert [len(column) for column in index.query(np.array([5], dtype=np.uint64), 64)] == [0, 0, 0]
-    index.add(np.array([0b000, 0b111], dtype=np.uint64))
-    index.add(np.array([0b011], dtype=np.uint64))
-    query, row, distance = index.query(np.array([0b111, 0b000], dtype=np.uint64), 2)
-    assert list(zip(query.tolist(), row.tolist(), distance.tolist(), strict=True)) == [
-        (0, 1, 0),
-        (0, 2, 1),
-        (1, 0, 0),
-        (1, 2, 2),
-    ]
+def test_relations_of_some_images_go_both_ways():
+    hashes = np.array([[0b0000, 0b0000], [0b1111, 0b0001], [0b0011, 0b0011]], dtype=np.uint64)
+    asked = []
+
+    def confirm(i, j):
+        asked.extend(zip(i.tolist(), j.tolist(), strict=True))
+        return i + j != 2  # 0 and 2 are refused
+
+    def found(*rows):
+        one, other = hamming.related(hashes, np.array(rows), confirm, 2)
+        return sorted(set(zip(one.tolist(), other.tolist(), strict=True)))
+
+    # 1 is near 0 by its derived hash, and near 2 by its own.
+    assert found(1) == [(1, 0), (1, 2)]
+    assert found(0, 2) == [(0, 1), (2, 1)]
+    assert (0, 2) in asked and (1, 1) not in asked
 
 
 def everything(i: np.ndarray, j: np.ndarray) -> np.ndarray:

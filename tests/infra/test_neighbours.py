@@ -86,7 +86,7 @@ def test_a_list_is_ordered_by_score_and_then_by_row():
 def test_all_against_all_equals_brute_force(vectors, k, block):
     expected = brute(vectors, vectors, k, offset=0)
     assert_lists(search(vectors, vectors, k, same=True, block=block), expected)
-    assert_lists(search(vectors, vectors, k, offset=0, block=block), expected)
+    assert_lists(search(vectors, vectors, k, own=np.arange(len(vectors)), block=block), expected)
 
 
 @given(crowds(), st.integers(1, 12), st.data())
@@ -96,7 +96,8 @@ def test_a_slice_of_queries_equals_brute_force(vectors, k, data):
     some = vectors[start : start + data.draw(st.integers(1, 20))]
     block = data.draw(st.sampled_from([2, 7, None]))
     assert_lists(
-        search(some, vectors, k, offset=start, block=block), brute(some, vectors, k, start)
+        search(some, vectors, k, own=np.arange(len(some)) + start, block=block),
+        brute(some, vectors, k, start),
     )
     assert_lists(search(some, vectors, k, block=block), brute(some, vectors, k))
 
@@ -117,7 +118,9 @@ def test_a_thousand_equal_vectors_overflow_no_list():
     expected = brute(vectors, vectors, 10, offset=0)
     for block in (200, 1024, None):
         assert_lists(search(vectors, vectors, 10, same=True, block=block), expected)
-        assert_lists(search(vectors, vectors, 10, offset=0, block=block), expected)
+        assert_lists(
+            search(vectors, vectors, 10, own=np.arange(len(vectors)), block=block), expected
+        )
 
 
 def test_a_query_that_is_its_own_last_candidate_is_still_searched_wider():

@@ -133,13 +133,20 @@ def test_vectors_are_gathered_by_id_in_order_of_id(store):
     repeated = tables.vector_rows("image_id", ids[:1], vectors[:1])
     shards.append(tables.write_shard(store, repeated))
     table = Table("vectors-abc", tuple(shards))
-    found, matrix = tables.gather(store, table, [ids[0], ids[1], "f" * 64])
+    found, matrix = tables.gather(store, table, [ids[0], ids[1], ids[0]])
     assert (found, matrix.tolist()) == ([ids[1], ids[0]], [[1, 10], [3, 30]])
     assert matrix.dtype == np.float16
 
 
-def test_no_vectors_are_an_empty_matrix(store):
-    found, matrix = tables.gather(store, Table("vectors-abc"), ["a" * 64])
+def test_an_id_without_a_vector_is_an_error(store):
+    rows = tables.vector_rows("image_id", ["a" * 64], np.zeros((1, 2), np.float16))
+    for table in (tables.write(store, "vectors-abc", rows), Table("vectors-abc")):
+        with pytest.raises(PairmillError, match=r"1 of \d ids have no vector in table vectors-abc"):
+            tables.gather(store, table, ["b" * 64, *(["a" * 64] if table.rows else [])])
+
+
+def test_no_ids_are_an_empty_matrix(store):
+    found, matrix = tables.gather(store, Table("vectors-abc"), [])
     assert (found, matrix.shape) == ([], (0, 0))
 
 

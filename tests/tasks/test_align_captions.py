@@ -57,7 +57,10 @@ def test_an_empty_corpus_aligns_to_nothing(build):
 
 @pytest.mark.parametrize(
     ("link", "message"),
-    [(("b", "x"), "1 of 2 images have no vector"), (("a", "y"), "1 of 2 captions have no vector")],
+    [
+        (("b", "x"), "1 of 2 ids have no vector in table vectors"),
+        (("a", "y"), "1 of 2 ids have no vector in table texts"),
+    ],
 )
 def test_no_image_is_scored_by_the_vector_of_another(build, link, message):
     with pytest.raises(PairmillError, match=message):

@@ -5,10 +5,13 @@ import io
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from infra import images, tables
 from tasks.deduplicate import DedupParams, deduplicate
+from tests.tasks.examples import new_build
 
 
 def photograph(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
@@ -94,7 +97,7 @@ def test_a_copy_is_tied_to_its_original_and_strangers_to_themselves(build, kind)
 def test_the_larger_picture_survives_then_the_lesser_id(build):
     small, large = photograph(1, (120, 90)), photograph(1)
     assert survivors(build, tabled(build, {"a": small, "b": large}))["a"] == "b"
-    assert survivors(build, tabled(build, {"b": large, "a": large}))["b"] == "a"
+    assert survivors(build, tabled(build, {"d": large, "c": large}))["d"] == "c"
 
 
 def test_a_captioned_picture_survives_a_larger_one_without(build):
@@ -146,3 +149,57 @@ def test_each_drop_names_its_survivor_and_distance(build):
     (drop,) = tables.read(build.store, result.drops).to_pylist()
     assert drop["rule"] == "near_duplicate"
     assert (drop["id"], drop["detail"], drop["value"]) == ("b", "a", 0)
+
+
+# Nights ----------------------------------------------------------------------------------------
+
+RELATIVES = {
+    f"{kind[:4]}{seed}": change(photograph(seed))
+    for seed in range(4)
+    for kind, change in ({"orig": lambda image: image} | COPIES).items()
+}
+ANGLES = {name: [np.cos(n / 7), np.sin(n / 7)] for n, name in enumerate(RELATIVES)}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        DedupParams(),
+        DedupParams(captions="must_match"),
+        DedupParams(near="cosine", cosine=0.95),
+        DedupParams(near="off"),
+    ],
+    ids=["hash", "captions", "cosine", "off"],
+)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=8, deadline=None)
+def test_any_history_ends_at_the_survivors_of_its_set(tmp_path_factory, params, seed):
+    """Families of copies, of which a few come, go, or get another caption every night."""
+    rng = np.random.default_rng(seed)
+    names = sorted(RELATIVES)
+    present = {n: rng.choice(["x", "y", ""]) for n in names if rng.random() < 0.8}
+    build = new_build(tmp_path_factory.mktemp("nights"))
+    for _ in range(4):
+        for name in rng.choice(names, 3, replace=False).tolist():
+            if name in present and rng.random() < 0.6:
+                del present[name]
+            else:
+                present[name] = rng.choice(["x", "y", ""])
+        captions = {name: caption for name, caption in present.items() if caption}
+        given = (
+            {name: RELATIVES[name] for name in present},
+            captions,
+            {name: ANGLES[name] for name in present},
+        )
+        after = survivors(build, tabled(build, *given), params)
+    other = new_build(tmp_path_factory.mktemp("whole"))
+    assert after == survivors(other, tabled(other, *given), params)
+
+
+def test_a_duplicate_takes_the_place_of_a_survivor_that_left(build):
+    many = {f"s{n}": photograph(10 + n) for n in range(6)}
+    family = {"a": photograph(1), "b": photograph(1), "c": photograph(1)}
+    assert survivors(build, tabled(build, many | family))["c"] == "a"
+    left = {name: picture for name, picture in (many | family).items() if name != "a"}
+    found = survivors(build, tabled(build, left))
+    assert (found["b"], found["c"]) == ("b", "b")

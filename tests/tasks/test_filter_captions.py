@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 
 from infra.errors import ConfigError
 from tasks.filter_captions import ClipScoreParams, check_model, filter_captions
+from tasks.score_captions import score_captions, scoring_params
 from tests.tasks.examples import angle, new_build, put, put_vectors, rows, tuples
 
 SCORED = [("a", "ca", 300), ("b", "cb", 200), ("c", "cc", 200), ("d", "cd", 100), ("e", None, None)]
@@ -17,14 +18,16 @@ SCORED = [("a", "ca", 300), ("b", "cb", 200), ("c", "cc", 200), ("d", "cd", 100)
 def apply(build, aligned, params, vectors=None, texts=None, survivors=None):
     """Every image survives deduplication unless `survivors` says otherwise."""
     survivors = survivors or {image: image for image, *_ in aligned}
-    return filter_captions(
-        build,
+    inputs = (
         put(build, "aligned", "image_id caption_id clip_score", aligned),
         put(build, "survivors", "image_id survivor_id", list(survivors.items())),
+    )
+    embedded = (
         put_vectors(build, "image_id", vectors or {}),
         put_vectors(build, "caption_id", texts or {}),
-        params,
     )
+    values = score_captions(build, *inputs, *embedded, scoring_params(params)).values
+    return filter_captions(build, *inputs, values, params)
 
 
 def kept(build, filtered):

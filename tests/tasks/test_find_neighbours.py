@@ -1,5 +1,7 @@
 """Every image's nearest others in each space, against a search that compares all pairs."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,14 +29,18 @@ def find(build, images, captions=None, texts=None, spaces=None, k=50):
     captions = captions or {}
     eligible = [(image, captions.get(image), None) for image in images]
     spaces = spaces or {"image": IMAGE}
-    near = find_neighbours(
-        build,
-        put(build, "eligible", "image_id caption_id clip_score", eligible),
-        {"clip": put_vectors(build, "image_id", images)},
-        {"clip": put_vectors(build, "caption_id", texts or {})},
-        search_params(NeighbourParams(k=k), spaces),
-    )
-    return {name: _named(build, near.members[name], near.lists[name]) for name in spaces}
+    embedded = {
+        "image": put_vectors(build, "image_id", images),
+        "caption": put_vectors(build, "caption_id", texts or {}),
+    }
+    table = put(build, "eligible", "image_id caption_id clip_score", eligible)
+    near = {
+        name: find_neighbours(
+            build, table, embedded[space.of], search_params(NeighbourParams(k=k), name, space)
+        )
+        for name, space in spaces.items()
+    }
+    return {name: _named(build, *near[name][:2]) for name in spaces}
 
 
 def _named(build, members: Table, lists: Table):
@@ -160,3 +166,50 @@ def test_a_moved_band_searches_nothing_again(build):
 def test_impossible_bands_are_refused(band, mistake):
     with pytest.raises(ValidationError, match=mistake):
         Band(**band)
+
+
+def nights(build, steps, k):
+    """The lists of the last of several nights, each a dictionary of vectors by image."""
+    params = search_params(NeighbourParams(k=k), "image", IMAGE)
+    for images in steps:
+        rows = [(image, None, None) for image in images]
+        table = put(build, "eligible", "image_id caption_id clip_score", rows)
+        near = find_neighbours(build, table, put_vectors(build, "image_id", images), params)
+    return _named(build, *near[:2])
+
+
+@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_any_history_ends_at_the_lists_of_its_set(tmp_path_factory, seed, k, d):
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(-1, 3, (60, d))
+    drawn[:, 0] = np.where(drawn.any(axis=1), drawn[:, 0], 1)
+    pool = {f"i{i:02}": tuple(row.tolist()) for i, row in enumerate(drawn)}
+    steps = []
+    for _ in range(4):
+        chosen = rng.permutation(60)[: rng.integers(0, 61)]
+        steps.append({f"i{i:02}": pool[f"i{i:02}"] for i in chosen.tolist()})
+    for before, now in pairwise(steps):  # nights after which much is as it was
+        now |= {image: vector for image, vector in before.items() if rng.random() < 0.9}
+    build = new_build(tmp_path_factory.mktemp("near"))
+    assert nights(build, steps, k) == brute_force(steps[-1], k)
+
+
+def test_a_caption_that_changed_moves_its_image_to_another_vector(build):
+    texts = {"sky": (1, 0), "sea": (0, 1), "sun": (1, 1)}
+    images = {f"i{n}": angle(n) for n in range(4)}
+    captions = {"i0": "sky", "i1": "sea", "i2": "sun", "i3": "sky"}
+    for now in (captions, captions | {"i0": "sun"}, captions | {"i3": "sea", "i0": "sea"}):
+        found = find(build, images, now, texts, {"text": CAPTION})["text"]
+        assert found == brute_force({i: texts[c] for i, c in now.items()}, 50)
+
+
+def test_a_night_costs_what_changed(build):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((420, 8))
+    pool = {f"i{i:03}": tuple(vector) for i, vector in enumerate(vectors.tolist())}
+    some = dict(list(pool.items())[:400])
+    nights(build, [some], 10)
+    whole = build.work.pop("similarities_computed")
+    nights(build, [dict(list(pool.items())[4:404])], 10)
+    assert build.work["similarities_computed"] < whole / 50
