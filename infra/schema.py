@@ -122,6 +122,20 @@ SCHEMAS: dict[str, pa.Schema] = {
         ),
         negatives=pa.list_(ID),
     ),
+    # What is known of pairs, by rows of `mined_images`; lists have an entry a space.
+    "mined_images": _fields(image_id=ID, caption_id=ID),
+    "judged": _fields(
+        query=pa.int32(),
+        target=pa.int32(),
+        scores=pa.list_(SCORE),
+        cut=pa.list_(pa.int8()),
+        candidates=pa.list_(pa.int32()),
+        good=pa.list_(pa.int8()),
+        below=pa.list_(SCORE),
+        above=pa.list_(SCORE),
+        under=pa.list_(SCORE),
+        over=pa.list_(SCORE),
+    ),
     "labels": _fields(
         pair_id=ID,
         instructions=pa.list_(pa.string()),

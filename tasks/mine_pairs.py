@@ -1,23 +1,23 @@
 """Mine pairs: targets of each query inside the bands of the spaces, hard negatives outside."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import neighbours, tables
+from infra import neighbours, pairing, tables
 from infra.build import Build
 from infra.ledger import stage
+from infra.neighbours import Scorer
+from infra.pairing import Judged, Margins, Space
+from infra.schema import SCHEMAS
 from infra.tables import Table
 
 CHUNK = 10_000
-SCORED_AT_ONCE = 100_000
-# Candidates for negatives that are checked at a time, for each one wanted.
-CANDIDATES = 6
 
 
 class PairParams(BaseModel):
@@ -49,28 +49,21 @@ def mining_params(params: PairParams, spaces: Mapping[str, Any]) -> MiningParams
 
 
 class Mined(NamedTuple):
-    """Pairs, the bands they were cut from, counts, and pairs that lost to their reverse."""
+    """Pairs, the bands they were cut from, counts, and pairs that lost to their reverse.
+
+    What the next mining starts from: `judged`, what is known of each pair by rows of `images`.
+    """
 
     pairs: Table
     bands: Table
     facts: Table
     drops: Table
-
-
-class Space(NamedTuple):
-    """One space in memory: lists over all images [n, k], -1 where there is none, and its band."""
-
-    members: int
-    neighbour: np.ndarray
-    score: np.ndarray
-    low: int
-    high: int
-    vectors: np.ndarray
-    row: np.ndarray
+    images: Table
+    judged: Table
 
 
 @stage(
-    version=2,
+    version=3,
     reads={
         "eligible": ("image_id", "caption_id"),
         "members": ("image_id",),
@@ -80,6 +73,7 @@ class Space(NamedTuple):
     },
     # Canonical JSON sorts the spaces, but they take turns in the order of the config.
     meaning=lambda params: [params.model_dump(mode="json"), list(params.spaces)],
+    starts_from=("eligible", "image_id"),
 )
 def mine_pairs(
     build: Build,
@@ -89,80 +83,102 @@ def mine_pairs(
     vectors: dict[str, Table],
     texts: dict[str, Table],
     params: MiningParams,
+    before: Mined | None = None,
 ) -> Mined:
     """Pairs as in MegaPairs (Zhou et al. 2024, arXiv 2412.14475, section 3.1), one band a space.
 
     Targets are taken in turn over the spaces, the best unused one in the band first; a pair carries
     its score in every space, and its rank where it is listed. Negatives: the query itself; then
     images of the query's lists, spaces in turn, that are in no band of it and score below every
-    band's low end against the target.
+    band's low end against the target. Raises PairmillError where a vector is missing.
     """
-    frame = tables.frame(build.store, eligible).sort("image_id")
-    ids = frame["image_id"].to_list()
-    spaces = {
-        name: _load(build, frame, members[name], lists[name], vectors, texts, rule)
-        for name, rule in params.spaces.items()
-    }
-    written = []
-    for at in range(0, len(ids), CHUNK):
-        pairs = list(_targets(range(at, min(at + CHUNK, len(ids))), spaces, params.targets))
-        written += _rows(build, pairs, ids, spaces, params.negatives)
-        build.progress("mine_pairs", min(at + CHUNK, len(ids)), len(ids))
-    kept, drops = _one_way(written) if params.direction == "one" else (written, [])
-    short = sum(len(row["negatives"]) < params.negatives for row in kept)
-    counts = {"pairs": len(kept), "pairs_with_too_few_negatives": short}
+    images = tables.frame(build.store, eligible, ["image_id", "caption_id"]).sort("image_id")
+    spaces, bands = [], []
+    for name, rule in params.spaces.items():
+        space, band = _load(build, images, members[name], lists[name], vectors, texts, rule)
+        spaces.append(space)
+        bands.append({"space": name, **band})
+    past = _past(build, images, len(spaces), before)
+    parts = []
+    for at in range(0, max(images.height, 1), CHUNK):
+        parts.append(_mined(build, spaces, slice(at, at + CHUNK), past, params))
+        build.progress("mine_pairs", min(at + CHUNK, images.height), images.height)
+    found = Found(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
+    names = images["image_id"].to_list()
+    ids = [pair_id(names[q], names[t]) for q, t in zip(found.query, found.target, strict=True)]
+    kept, drops = _one_way(found, ids, params.direction)
+    few = int(((found.negatives[kept] >= 0).sum(axis=1) < params.negatives - 1).sum())
+    facts = {"pairs": len(kept), "pairs_with_too_few_negatives": few}
     return Mined(
-        tables.write(build.store, "pairs", sorted(kept, key=lambda row: row["pair_id"])),
-        tables.write(build.store, "bands", [_band(n, s) for n, s in spaces.items()]),
-        tables.write(build.store, "facts", [{"name": n, "value": c} for n, c in counts.items()]),
-        tables.write(build.store, "drops", drops),
+        tables.write(build.store, "pairs", _pairs(found, kept, names, ids, spaces, params)),
+        tables.write(build.store, "bands", bands),
+        tables.write(build.store, "facts", [{"name": n, "value": c} for n, c in facts.items()]),
+        tables.write_frame(build.store, "drops", drops),
+        tables.write_frame(build.store, "mined_images", images),
+        tables.write(build.store, "judged", pa.concat_tables(part[1] for part in parts)),
     )
+
+
+class Found(NamedTuple):
+    """Pairs: rows of query and target [p], score and rank in each space [p, s], rows of negatives
+    [p, negatives - 1], -1 where there are fewer."""
+
+    query: np.ndarray
+    target: np.ndarray
+    score: np.ndarray
+    rank: np.ndarray
+    negatives: np.ndarray
+
+
+class Past(NamedTuple):
+    """What an earlier build knew of pairs, under the rows of today; keys ascend."""
+
+    key: np.ndarray
+    score: np.ndarray
+    cut: np.ndarray
+    judged: Judged
 
 
 def _load(
     build: Build,
-    frame: pl.DataFrame,
+    images: pl.DataFrame,
     members: Table,
     lists: Table,
     vectors: dict[str, Table],
     texts: dict[str, Table],
     rule: tuple[str, str, str, float, float],
-) -> Space:
-    model, of, unit, low, high = rule
-    ids = np.array(frame["image_id"].to_list(), dtype="S64")
-    inside = np.array(tables.read(build.store, members)["image_id"].to_pylist(), dtype="S64")
-    place = np.searchsorted(ids, inside).astype(np.int32)
-    neighbour, score = _dense(build, lists, len(inside))
-    wide = np.full((len(ids), neighbour.shape[1]), -1, np.int32)
-    wide[place] = np.where(neighbour >= 0, place[neighbour] if len(place) else -1, -1)
-    scores = np.zeros_like(wide)
-    scores[place] = score
+) -> tuple[Space, dict[str, int]]:
+    """A space over all images, and its band with how many cut lists end inside or above it."""
+    model, of, unit, *ends = rule
+    inside = tables.frame(build.store, members).join(images.with_row_index(), on="image_id")
+    place = inside.sort("image_id")["index"].to_numpy().astype(np.int32)
+    neighbour, score = tables.dense_lists(build.store, lists)
+    low, high = band_bounds(score[neighbour >= 0], unit, *ends)
+    k = max(1, neighbour.shape[1])
+    wide, scores = np.full((images.height, k), -1, np.int32), np.zeros((images.height, k), np.int32)
+    if neighbour.size:
+        wide[place] = np.where(neighbour >= 0, place[neighbour], -1)
+        scores[place] = score
     column, table = ("image_id", vectors) if of == "image" else ("caption_id", texts)
-    names, matrix = tables.gather(build.store, table[model], frame[column].drop_nulls().to_list())
-    wanted = np.array(frame[column].fill_null("").to_list(), dtype="S64")
-    known = np.array([*names, "~"], dtype="S64")
-    row = np.searchsorted(known[:-1], wanted).astype(np.int32)
-    row[known[row] != wanted] = -1
-    bounds = band_bounds(score[neighbour >= 0], unit, low, high)
-    return Space(len(inside), wide, scores, *bounds, matrix, row)
+    ids, matrix = tables.gather(build.store, table[model], images[column].drop_nulls().to_list())
+    row = _rows(images[column], ids)
+    cut = (wide[:, -1] >= 0) & (scores[:, -1] >= low) & (k < len(place) - 1)
+    last = scores[:, -1][cut]
+    about = {
+        "low": low,
+        "high": high,
+        "scores": int((wide >= 0).sum()),
+        "truncated": int((last <= high).sum()),
+        "crowded": int((last > high).sum()),
+    }
+    return Space(wide, scores, low, high, Scorer(matrix), row, cut), about
 
 
-def _dense(build: Build, lists: Table, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists as int32[n, k] matrices of rows (-1 where none) and scores."""
-    parts = [
-        (np.diff(part["neighbours"].combine_chunks().offsets), part)
-        for part in tables.shards(build.store, lists)
-    ]
-    k = max((int(lengths.max()) for lengths, _ in parts if len(lengths)), default=1) or 1
-    neighbour, score = np.full((n, k), -1, np.int32), np.zeros((n, k), np.int32)
-    at = 0
-    for lengths, part in parts:
-        filled = np.arange(k) < lengths[:, None]
-        rows = slice(at, at + len(lengths))
-        neighbour[rows][filled] = part["neighbours"].combine_chunks().flatten().to_numpy()
-        score[rows][filled] = part["scores"].combine_chunks().flatten().to_numpy()
-        at += len(lengths)
-    return neighbour, score
+def _rows(wanted: pl.Series, ids: list[str]) -> np.ndarray:
+    """The place of each wanted id among ids, -1 where there is none: int32[n]."""
+    known = pl.DataFrame({"id": ids}, {"id": pl.String}).with_row_index("row")
+    found = wanted.alias("id").to_frame().join(known, on="id", how="left", maintain_order="left")
+    return found["row"].cast(pl.Int32).fill_null(-1).to_numpy()
 
 
 def band_bounds(scores: np.ndarray, unit: str, low: float, high: float) -> tuple[int, int]:
@@ -180,81 +196,92 @@ def band_bounds(scores: np.ndarray, unit: str, low: float, high: float) -> tuple
     return tuple(int(ordered[int(q * (len(ordered) - 1))]) for q in (low, high))  # type: ignore[return-value]
 
 
-def _band(name: str, space: Space) -> dict[str, Any]:
-    """Band, and how many cut lists end inside it (truncated) or lie wholly above it (crowded)."""
-    last = space.score[:, -1][_cut_short(space)]
-    return {
-        "space": name,
-        "low": space.low,
-        "high": space.high,
-        "scores": int((space.neighbour >= 0).sum()),
-        "truncated": int((last <= space.high).sum()),
-        "crowded": int((last > space.high).sum()),
-    }
+def _past(build: Build, images: pl.DataFrame, spaces: int, before: Mined | None) -> Past:
+    """What the build before knew of pairs of images that are there still, with their captions."""
+    if before is None or not before.judged.rows:
+        empty = np.zeros((0, spaces), np.int32)
+        return Past(np.zeros(0, np.int64), empty, empty > 0, pairing.nothing_known(0, spaces))
+    both = ["image_id", "caption_id"]
+    old = tables.frame(build.store, before.images).with_row_index("old")
+    stayed = images.with_row_index("now").join(old, on=both, nulls_equal=True)
+    place = np.full(old.height + 1, -1, np.int64)  # the last stands for no row
+    place[stayed["old"].to_numpy()] = stayed["now"].to_numpy()
+    rows = tables.read(build.store, before.judged)
+    query, target = (place[rows[name].to_numpy()] for name in ("query", "target"))
+    here = np.flatnonzero((query >= 0) & (target >= 0))
+    key = query[here] * images.height + target[here]
+    here, key = here[np.argsort(key)], np.sort(key)
+    candidate, good = (_ragged(rows[name])[here] for name in ("candidates", "good"))
+    margins = Margins(*(_fixed(rows[name], spaces)[here] for name in Margins._fields))
+    scores, cut = (_fixed(rows[name], spaces)[here] for name in ("scores", "cut"))
+    known = Judged(place[candidate].astype(np.int32), good == 1, margins)
+    return Past(key, scores, cut == 1, known)
 
 
-def _cut_short(space: Space) -> np.ndarray:
-    """Images whose list ends before the band's low end does, so that it may lack some of the band.
-
-    A list of all other members lacks none.
-    """
-    if space.neighbour.shape[1] >= space.members - 1:
-        return np.zeros(len(space.neighbour), bool)
-    return (space.neighbour[:, -1] >= 0) & (space.score[:, -1] >= space.low)
-
-
-def _targets(queries: range, spaces: Mapping[str, Space], most: int) -> Iterator[tuple[int, int]]:
-    """(query, target) rows: spaces in turn, each giving its best unused neighbour in the band."""
-    lines = []
-    for space in spaces.values():
-        part = slice(queries.start, queries.stop)
-        neighbour, score = space.neighbour[part], space.score[part]
-        inside = (neighbour >= 0) & (score >= space.low) & (score <= space.high)
-        lines.append([row[keep].tolist() for row, keep in zip(neighbour, inside, strict=True)])
-    for query, *candidates in zip(queries, *lines, strict=True):
-        for target in _in_turn(candidates, most):
-            yield query, target
+def _ragged(column: pa.ChunkedArray) -> np.ndarray:
+    """Lists of small numbers as int32[n, longest], -1 beyond their ends."""
+    array = column.combine_chunks()
+    length = np.diff(array.offsets)
+    out = np.full((len(array), int(length.max(initial=0))), -1, np.int32)
+    out[np.arange(out.shape[1]) < length[:, None]] = array.flatten().to_numpy()
+    return out
 
 
-def _in_turn(lists: list[list[int]], most: int) -> list[int]:
-    """Up to `most` distinct items, one from each list in turn, each list's first unused one."""
-    used: dict[int, None] = {}
-    waiting = [iter(items) for items in lists]
-    while waiting and len(used) < most:
-        for items in list(waiting):
-            fresh = next((item for item in items if item not in used), None)
-            if fresh is None:
-                waiting.remove(items)
-            elif len(used) < most:
-                used[fresh] = None
-    return list(used)
+def _fixed(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, width)
 
 
-def _rows(
+def _mined(
+    build: Build, spaces: list[Space], queries: slice, past: Past, params: MiningParams
+) -> tuple[Found, pa.Table]:
+    """Pairs of some queries, and what is known of them; what was known is not asked again."""
+    query, target = pairing.targets(spaces, queries, params.targets)
+    key = query * len(spaces[0].row) + target
+    at = np.searchsorted(past.key, key)
+    met = np.flatnonzero(np.append(past.key, -1)[at] == key)
+    at = at[met]
+    score, rank = _ties(build, spaces, query, target, met, past.score[at])
+    cut = np.stack([space.cut for space in spaces], axis=1)[query]
+    same = (past.cut[at] == cut[met]).all(axis=1)
+    known = pairing.take(past.judged, at)
+    holds = np.flatnonzero(same & pairing.stands(known.margins, spaces))
+    known = pairing.put(
+        pairing.nothing_known(len(query), len(spaces)), met[holds], pairing.take(known, holds)
+    )
+    wanted = params.negatives - 1
+    judged, computed = pairing.judge(spaces, query, target, known, wanted)
+    build.work["similarities_computed"] += computed
+    found = Found(query, target, score, rank, pairing.chosen(judged, wanted))
+    return found, _as_table(found, cut, judged)
+
+
+def _ties(
     build: Build,
-    pairs: list[tuple[int, int]],
-    ids: list[str],
-    spaces: Mapping[str, Space],
-    negatives: int,
-) -> list[dict[str, Any]]:
-    """Pair rows with ties and negatives."""
-    queries, targets = np.array(pairs, np.int32).reshape(-1, 2).T
-    ties = [_ties(build, name, space, queries, targets) for name, space in spaces.items()]
-    chosen = _negatives(build, queries, targets, spaces, negatives - 1)
-    rows = []
-    for query, target, found, *scores in zip(
-        *map(list, (queries, targets)), chosen, *ties, strict=True
-    ):
-        rows.append(
-            {
-                "pair_id": pair_id(ids[query], ids[target]),
-                "query": ids[query],
-                "target": ids[target],
-                "ties": [tie for tie in scores if tie["score"] is not None],
-                "negatives": [ids[query], *(ids[row] for row in found)],
-            }
-        )
-    return rows
+    spaces: list[Space],
+    query: np.ndarray,
+    target: np.ndarray,
+    met: np.ndarray,
+    past: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score and rank (from 1, 0 where not listed) of each pair in each space, int32[p, s].
+
+    A pair that the list was cut before has a score all the same, and may be in the band.
+    """
+    score = np.full((len(query), len(spaces)), pairing.ABSENT, np.int32)
+    rank = np.zeros_like(score)
+    for number, space in enumerate(spaces):
+        hit = space.neighbour[query] == target[:, None]
+        listed = hit.any(axis=1)
+        place = hit.argmax(axis=1)
+        rank[listed, number] = place[listed] + 1
+        score[listed, number] = space.score[query[listed], place[listed]]
+        ask = ~listed
+        score[met, number] = np.where(listed[met], score[met, number], past[:, number])
+        ask[met] = False
+        rest = np.flatnonzero(ask)
+        score[rest, number] = pairing.scores(space, query[rest], target[rest])
+        build.work["similarities_computed"] += int((score[rest, number] != pairing.ABSENT).sum())
+    return score, rank
 
 
 def pair_id(query: str, target: str) -> str:
@@ -262,119 +289,84 @@ def pair_id(query: str, target: str) -> str:
     return hashlib.sha256(f"{query}>{target}".encode()).hexdigest()
 
 
-def _ties(
-    build: Build, name: str, space: Space, queries: np.ndarray, targets: np.ndarray
-) -> list[dict[str, Any]]:
-    """Score of each pair, its rank from 1 in the query's list or None, and whether it is in band.
-
-    A pair that the list was cut before has a score all the same, and may be in the band.
-    """
-    hit = space.neighbour[queries] == targets[:, None]
-    listed = hit.any(axis=1)
-    rank = np.where(listed, hit.argmax(axis=1) + 1, 0)
-    score = np.where(listed, space.score[queries, np.maximum(rank - 1, 0)], 0)
-    both = (space.row[queries] >= 0) & (space.row[targets] >= 0)
-    score[both & ~listed] = _scores(build, space, queries[both & ~listed], targets[both & ~listed])
-    return [
-        {
-            "space": name,
-            "score": int(s) if known else None,
-            "rank": int(r) or None,
-            "in_band": bool(known and space.low <= s <= space.high),
-        }
-        for s, r, known in zip(score, rank, both, strict=True)
-    ]
-
-
-def _scores(build: Build, space: Space, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Scores int32[n] of rows a with rows b, all of which are in the space."""
-    build.work["similarities_computed"] += len(a)
-    found = np.zeros(len(a), np.int32)
-    for at in range(0, len(a), SCORED_AT_ONCE):
-        part = slice(at, at + SCORED_AT_ONCE)
-        left, right = space.row[a[part]], space.row[b[part]]
-        found[part] = neighbours.scores(space.vectors[left], space.vectors[right])
-    return found
-
-
-def _negatives(
-    build: Build,
-    queries: np.ndarray,
-    targets: np.ndarray,
-    spaces: Mapping[str, Space],
-    wanted: int,
-) -> list[list[int]]:
-    """Rows of hard negatives for each pair, the query itself not among them.
-
-    Most pairs have enough among the first candidates; only the others look further down.
-    """
-    outside = {query: _outside(query, spaces) for query in set(queries.tolist())}
-    lines = [outside[query] for query in queries.tolist()]
-    found: list[list[int]] = [[] for _ in lines]
-    at, step = 0, wanted * CANDIDATES
-    short = [pair for pair, line in enumerate(lines) if line] if wanted else []
-    while short:
-        flat = [(pair, item) for pair in short for item in lines[pair][at : at + step]]
-        pair, candidate = np.array(flat, np.int32).T
-        good = _unrelated(build, queries[pair], targets[pair], candidate, spaces)
-        for place, row in zip(pair[good].tolist(), candidate[good].tolist(), strict=True):
-            if len(found[place]) < wanted:
-                found[place].append(row)
-        at += step
-        short = [p for p in short if len(found[p]) < wanted and len(lines[p]) > at]
-    return found
-
-
-def _unrelated(
-    build: Build,
-    queries: np.ndarray,
-    targets: np.ndarray,
-    candidates: np.ndarray,
-    spaces: Mapping[str, Space],
-) -> np.ndarray:
-    """Whether candidates are below every band against the target and in no band of the query.
-
-    In a list that was cut short a candidate may be in the query's band and not be listed.
-    """
-    good = np.ones(len(candidates), bool)
-    for space in spaces.values():
-        inside = space.row[candidates] >= 0
-        known = good & inside & (space.row[targets] >= 0)
-        good[known] = _scores(build, space, targets[known], candidates[known]) < space.low
-        unseen = good & inside & _cut_short(space)[queries]
-        score = _scores(build, space, queries[unseen], candidates[unseen])
-        good[unseen] = (score < space.low) | (score > space.high)
-    return good
-
-
-def _outside(query: int, spaces: Mapping[str, Space]) -> list[int]:
-    """Images of the query's lists that are in no band of it: spaces in turn, best first."""
-    lists, related = [], {query}
-    for space in spaces.values():
-        row, score = space.neighbour[query], space.score[query]
-        inside = (score >= space.low) & (score <= space.high)
-        related.update(row[inside & (row >= 0)].tolist())
-        lists.append(row[~inside & (row >= 0)].tolist())
-    in_turn = (item for round_ in zip_longest(*lists) for item in round_ if item is not None)
-    return list(dict.fromkeys(item for item in in_turn if item not in related))
-
-
-def _one_way(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Of a pair and its reverse keep the lesser id; the other is dropped and said so."""
-    ids = {row["pair_id"] for row in rows}
-    kept, drops = [], []
-    for row in rows:
-        reverse = pair_id(row["target"], row["query"])
-        if reverse in ids and reverse < row["pair_id"]:
-            drops.append(
-                {
-                    "level": "pair",
-                    "id": row["pair_id"],
-                    "stage": "mine_pairs",
-                    "rule": "reverse_kept",
-                    "detail": reverse,
-                }
-            )
-        else:
-            kept.append(row)
+def _one_way(found: Found, ids: list[str], direction: str) -> tuple[np.ndarray, pl.DataFrame]:
+    """Rows of the pairs that stay, in order of id; with `one`, of a pair and its reverse that of
+    the lesser id stays, and the other is dropped and said so."""
+    pairs = {"id": ids, "query": found.query, "target": found.target}
+    kinds = {"id": pl.String, "query": pl.Int64, "target": pl.Int64}
+    rows = pl.DataFrame(pairs, kinds).with_row_index()
+    reverse = rows.select(detail="id", query="target", target="query")
+    lost = rows.join(reverse, on=["query", "target"]).filter(pl.col("detail") < pl.col("id"))
+    lost = lost.clear() if direction == "both" else lost
+    kept = rows.join(lost, on="index", how="anti").sort("id")["index"].to_numpy()
+    drops = lost.select(
+        pl.lit("pair").alias("level"),
+        "id",
+        pl.lit("mine_pairs").alias("stage"),
+        pl.lit("reverse_kept").alias("rule"),
+        pl.lit(None, pl.Int64).alias("value"),
+        "detail",
+    )
     return kept, drops
+
+
+def _pairs(
+    found: Found,
+    kept: np.ndarray,
+    names: list[str],
+    ids: list[str],
+    spaces: list[Space],
+    params: MiningParams,
+) -> pa.Table:
+    """Rows of the table `pairs`."""
+    images = pa.array(names, pa.string())
+    score, rank = found.score[kept], found.rank[kept]
+    tied = score != pairing.ABSENT
+    low, high = (np.array([getattr(space, end) for space in spaces]) for end in ("low", "high"))
+    number = np.broadcast_to(np.arange(len(spaces)), tied.shape)
+    ties = [
+        pa.array(list(params.spaces), pa.string()).take(pa.array(number[tied])),
+        pa.array(score[tied]),
+        pa.array(rank[tied], mask=rank[tied] == 0),
+        pa.array(((score >= low) & (score <= high))[tied]),
+    ]
+    negatives = np.column_stack([found.query[kept], found.negatives[kept]])
+    listed = negatives >= 0
+    columns = {
+        "pair_id": pa.array(ids, pa.string()).take(pa.array(kept)),
+        "query": images.take(pa.array(found.query[kept])),
+        "target": images.take(pa.array(found.target[kept])),
+        "ties": pa.ListArray.from_arrays(
+            _ends(tied), pa.StructArray.from_arrays(ties, ["space", "score", "rank", "in_band"])
+        ),
+        "negatives": pa.ListArray.from_arrays(
+            _ends(listed), images.take(pa.array(negatives[listed]))
+        ),
+    }
+    return pa.table(columns).cast(SCHEMAS["pairs"])
+
+
+def _as_table(found: Found, cut: np.ndarray, judged: Judged) -> pa.Table:
+    """What is known of each pair, for the next night."""
+    known = judged.candidate >= 0
+    margins = dict(zip(Margins._fields, map(_lists, judged.margins), strict=True))
+    columns = {
+        "query": pa.array(found.query, pa.int32()),
+        "target": pa.array(found.target, pa.int32()),
+        "scores": _lists(found.score),
+        "cut": _lists(cut.astype(np.int8)),
+        "candidates": pa.ListArray.from_arrays(_ends(known), pa.array(judged.candidate[known])),
+        "good": pa.ListArray.from_arrays(
+            _ends(known), pa.array(judged.good[known].astype(np.int8))
+        ),
+    }
+    return pa.table(columns | margins).cast(SCHEMAS["judged"])
+
+
+def _ends(mask: np.ndarray) -> pa.Array:
+    """Ends of the lists that the true entries of each line make."""
+    return pa.array(np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32))
+
+
+def _lists(rows: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(_ends(np.ones(rows.shape, bool)), pa.array(rows.ravel()))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.errors import PairmillError
 from infra.neighbours import ONE
 from tasks.mine_pairs import MiningParams, band_bounds, mine_pairs, pair_id
 from tests.tasks.examples import angle, cosine, new_build, put, put_vectors, rows
@@ -174,14 +175,13 @@ def test_a_negative_that_a_short_list_hides_in_the_band_is_not_one(build):
     assert pairs_of(build, mined)["q", "t"]["negatives"] == ["q", "twin1", "twin2"]
 
 
-def test_an_image_without_a_vector_is_not_in_the_space(build):
-    """The text of `lost` was not embedded, so it is in no list and has no tie there."""
+def test_an_image_without_a_vector_is_an_error(build):
     images = {"a": angle(0), "lost": angle(30), "z": angle(150)}
     corpus = Corpus(images, {"a": "a", "z": "z"}, {"a": angle(0), "z": angle(10)})
     spaces = {"look": (*LOOK, "cosine", 0.8, 0.9), "text": (*TEXT, "cosine", 0.1, 0.2)}
     eligible = corpus._replace(captions=corpus.captions | {"lost": "not embedded"})
-    mined = mine(build, corpus, spaces, eligible=eligible)
-    assert [tie["space"] for tie in pairs_of(build, mined)["a", "lost"]["ties"]] == ["look"]
+    with pytest.raises(PairmillError, match="1 of 3 ids have no vector in table texts"):
+        mine(build, corpus, spaces, eligible=eligible)
 
 
 # Bands ---------------------------------------------------------------------------------------
@@ -442,3 +442,61 @@ def test_pairs_are_those_of_the_rules_in_any_order_of_rows(
         for row in found
     }
     assert shown == slow.pairs
+
+
+# Nights --------------------------------------------------------------------------------------
+
+
+def subset(corpus, images, captions):
+    """The corpus of some images and their captions of today."""
+    kept = {image: corpus.images[image] for image in sorted(images)}
+    return Corpus(kept, {i: c for i, c in captions.items() if i in kept}, corpus.texts)
+
+
+@given(
+    st.integers(0, 2**32),
+    rules(),
+    st.integers(1, 14),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.sampled_from(["both", "one"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_history_ends_at_the_pairs_of_its_set(
+    tmp_path_factory, seed, spaces, k, targets, negatives, direction
+):
+    rng = np.random.default_rng(seed)
+    drawn = np.column_stack([1 + rng.integers(0, 2, 30), rng.integers(-2, 3, (30, 2))])
+    images = {f"i{i:02}": tuple(row) for i, row in enumerate(drawn.tolist())}
+    texts = {f"c{i:02}": tuple(rng.integers(1, 4, 2).tolist()) for i in range(8)}
+    captioned = {i: f"c{rng.integers(8):02}" for i in images if rng.random() < 0.8}
+    pool = Corpus(images, captioned, texts)
+    present = set(rng.choice(sorted(images), 20, replace=False).tolist())
+    captions = dict(pool.captions)
+    params = {"targets": targets, "negatives": negatives, "direction": direction}
+    build = new_build(tmp_path_factory.mktemp("nights"))
+    for _ in range(4):
+        for image in rng.choice(sorted(images), 3, replace=False).tolist():
+            present ^= {image}
+        captions[sorted(images)[rng.integers(30)]] = f"c{rng.integers(8):02}"
+        corpus = subset(pool, present, captions)
+        mined = mine(build, corpus, spaces, k, **params)
+    slow = Slow(corpus, spaces, k, **params)
+    shown = {
+        (row["query"], row["target"]): {"ties": row["ties"], "negatives": row["negatives"]}
+        for row in rows(build, mined.pairs)
+    }
+    assert shown == slow.pairs
+
+
+def test_a_night_scores_what_changed(build):
+    rng = np.random.default_rng(5)
+    spaces = {"look": (*LOOK, "quantile", 0.6, 0.95), "text": (*TEXT, "quantile", 0.6, 0.95)}
+    drawn = rng.standard_normal((2, 300, 6)).tolist()
+    images = {f"i{i:03}": tuple(row) for i, row in enumerate(drawn[0])}
+    texts = {f"c{i:03}": tuple(row) for i, row in enumerate(drawn[1])}
+    corpus = Corpus(images, {image: f"c{image[1:]}" for image in images}, texts)
+    mine(build, corpus, spaces, k=20)
+    whole = build.work.pop("similarities_computed")
+    mine(build, subset(corpus, set(images) - {"i007"}, corpus.captions), spaces, k=20)
+    assert 0 < build.work["similarities_computed"] < whole / 5
