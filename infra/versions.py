@@ -6,6 +6,7 @@ datasets/<name>/v000001/withdrawn.json      a version whose files were deleted o
 datasets/<name>/refused/                    report and reasons of the last build refused
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -126,15 +127,19 @@ def _refuse_withdrawn(store: Store, dataset: str, number: int) -> None:
 
 
 def file(store: Store, manifest: Mapping[str, Any], name: str) -> bytes:
-    """One file of a version. Raises PairmillError where it is gone."""
+    """One file of a version. Raises PairmillError where it is gone or damaged."""
     folder = version_folder(manifest["dataset"], manifest["version"])
     try:
-        return store.get(f"{folder}/{name}")
+        data = store.get(f"{folder}/{name}")
     except NotFound as error:
         raise PairmillError(
             f"{name} of version {manifest['version']} is gone from {store.uri}/{folder}; "
             f"`pairmill verify {manifest['version']}` says what else is"
         ) from error
+    said = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
+    if hashlib.sha256(data).hexdigest() != said.get(name):
+        raise _damaged(manifest, name)
+    return data
 
 
 def fates(store: Store, manifest: Mapping[str, Any]) -> pl.DataFrame:
@@ -153,10 +158,14 @@ def _parquet(data: bytes, manifest: Mapping[str, Any], name: str) -> pl.DataFram
     try:
         return pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise PairmillError(
-            f"{name} of version {manifest['version']} is damaged; "
-            f"`pairmill verify {manifest['version']}` says what else is"
-        ) from error
+        raise _damaged(manifest, name) from error
+
+
+def _damaged(manifest: Mapping[str, Any], name: str) -> PairmillError:
+    return PairmillError(
+        f"{name} of version {manifest['version']} is damaged; "
+        f"`pairmill verify {manifest['version']}` says what else is"
+    )
 
 
 def table(
