@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from infra import likeness, neighbours, tables, versions
+from infra import growing, likeness, neighbours, tables, versions
 from infra.errors import PairmillError
 from infra.ledger import Ledger
 from infra.store import Store
@@ -140,8 +140,7 @@ class Version:
         """Vectors of images or captions from the growing tables of the store."""
         name = self.manifest.get("numerics", {}).get(kind, {}).get(model, "")
         try:
-            record = Ledger(self.store).newest(f"describe/{kind}", name.partition("-")[2])
-            table = Table.from_json(record["tables"]["rows"]) if record else Table(kind)
+            table = growing.load(Ledger(self.store), kind, name.partition("-")[2]).table
             found, matrix = tables.gather(self.store, table, sorted(set(ids)))
         except (KeyError, PairmillError):
             return {}
