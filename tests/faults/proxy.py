@@ -21,15 +21,15 @@ class Proxy:
     """Passes requests on. `share` of them meet a fault of `faults`; none passes while `cut`.
 
     A lost answer is a request that the server carried out, whose answer never arrives; silence
-    keeps the connection and says nothing for `patience` seconds. `cut_at` cuts the connection for
-    good when that many requests have been passed on.
+    keeps the connection and says nothing for `patience` seconds. The first write to a key that
+    has `cut_before` in it cuts the connection for good, as does request number `cut_at`.
     """
 
     def __init__(self, upstream: str, seed: int = 0, faults: tuple[str, ...] = FAULTS):
         self.upstream = upstream.removeprefix("http://")
         self.draw, self.faults, self.share = random.Random(seed), faults, 0.0
         self.patience = 1.5
-        self.cut, self.cut_at = False, -1
+        self.cut, self.cut_at, self.cut_before = False, -1, ""
         self.passed, self.drawn = 0, Counter[str]()
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -41,11 +41,12 @@ class Proxy:
         self.server.shutdown()
         self.server.server_close()
 
-    def fault(self) -> str | None:
+    def fault(self, command: str, path: str) -> str | None:
         """What becomes of the next request."""
         with self.lock:
             self.passed += 1
-            if self.cut or self.passed - 1 == self.cut_at:
+            reached = self.cut_before and command == "PUT" and self.cut_before in path
+            if self.cut or reached or self.passed - 1 == self.cut_at:
                 self.cut = True
                 return "reset"
             if self.draw.random() >= self.share:
@@ -63,7 +64,7 @@ class Proxy:
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                fault = owner.fault()
+                fault = owner.fault(self.command, self.path)
                 _ACTS.get(fault or "", _pass_on)(owner, self, body)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer

@@ -50,16 +50,6 @@ def directly(where: dict[str, Any], endpoint: str) -> Store:
     return open_store(Location(**where | {"endpoint": endpoint}))
 
 
-@pytest.fixture(scope="module")
-def requests(corpus: Path, moto_endpoint: str, tmp_path_factory: Any) -> int:  # noqa: F811
-    """How many requests a night makes."""
-    proxy = Proxy(moto_endpoint)
-    told = tmp_path_factory.mktemp("counted") / "told"
-    assert Night(config(corpus, place(proxy.endpoint)), told).end().status == 0
-    proxy.close()
-    return proxy.passed
-
-
 def test_a_night_with_faults_in_a_tenth_of_the_requests_ends_as_one_without(
     corpus, expected, proxy, moto_endpoint, tmp_path  # noqa: F811
 ):  # fmt: skip
@@ -73,19 +63,19 @@ def test_a_night_with_faults_in_a_tenth_of_the_requests_ends_as_one_without(
     assert sum(proxy.drawn.values()) > 5, proxy.drawn
 
 
-@pytest.mark.parametrize("share", [0.2, 0.85])
+@pytest.mark.parametrize("at", ["/ledger/deduplicate/", "/latest.json"])
 def test_a_store_that_is_cut_off_ends_in_one_line_and_a_re_run_repairs(
-    corpus, expected, requests, proxy, moto_endpoint, tmp_path, share  # noqa: F811
+    corpus, expected, proxy, moto_endpoint, tmp_path, at  # noqa: F811
 ):  # fmt: skip
     where = place(proxy.endpoint)
     store = directly(where, moto_endpoint)
-    proxy.cut_at = round(share * requests)
+    proxy.cut_before = at
     with reader(store) as seen:
         end = Night(config(corpus, where), tmp_path / "told", prepare=Impatient()).end()
         assert (end.status, seen) == (1, [])
         assert "the connection keeps breaking" in end.said["error"]
         assert "\n" not in end.said["error"]
-        proxy.cut = False
+        proxy.cut, proxy.cut_before = False, ""
         end = Night(config(corpus, where), tmp_path / "told", prepare=Impatient()).end()
     assert end.status == 0, end.said
     assert content(published(store)) == expected
