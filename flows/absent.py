@@ -10,7 +10,7 @@ from infra.errors import PairmillError
 from infra.store import NotFound, Stat, Store
 from infra.tombstones import Tombstones
 
-READERS = 8
+READERS = 4
 OUT_OF_REACH = (
     "out of reach: the corpus itself; earlier object versions where a bucket keeps them, and its "
     "backups; logs of the server and of labellers; copies that readers made"

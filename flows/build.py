@@ -53,6 +53,7 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     """The stages in order. Each is skipped where the ledger has its result."""
     listed = step(snapshot)(run, config.corpus)
     seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
+    listed = listed._replace(listing=seen.listing)
     images, captions, vectors, texts = seen.images, seen.captions, seen.vectors, seen.texts
     clip = config.clip_score.model
 

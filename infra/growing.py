@@ -96,7 +96,7 @@ def clean(
             removed += [
                 forgotten_row(row["key"], row["member"], row["stamp"], row["image_id"], gone)
                 for row, is_dead in zip(names, dead, strict=True)
-                if is_dead
+                if is_dead and not _is_dead("forgotten", row, gone)
             ]
         kept = rows.filter(pa.array([not is_dead for is_dead in dead]))
         if kept.num_rows:
@@ -137,7 +137,10 @@ def _is_dead(
         caption = row["caption_id"]
         return caption not in wanted and gone.keyed(caption) in gone.captions
     if kind == "forgotten":
-        return row["key"] is not None and gone.place(row["key"], None, row["stamp"]) in gone.objects
+        # A row of a container's member, where the container is forgotten whole.
+        if row["key"] is None or row.get("member", "") is None:
+            return False
+        return gone.place(row["key"], None, row["stamp"]) in gone.objects
     if kind == "objects":
         if gone.place(row["key"], row["member"], row["stamp"]) in gone.objects:
             return True

@@ -65,8 +65,13 @@ class Tombstones:
         if not self:
             return ""
         alone = sorted(place for place, image in self.objects.items() if image is None)
-        sets = (self.images, self.captions, self.pairs)
-        return digest([*map(sorted, sets), alone])
+        return digest([sorted(self.images), sorted(self.pairs), alone])
+
+    @functools.cached_property
+    def state(self) -> str:
+        """Changes with every hash that is added or released. Empty for nothing."""
+        names = [sorted(getattr(self, name)) for name in LISTS if name != "withdraw"]
+        return digest([names, sorted(self.objects)]) if self else ""
 
     @functools.cached_property
     def all(self) -> frozenset[str]:

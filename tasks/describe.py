@@ -55,6 +55,7 @@ class Described(NamedTuple):
     """What is known of every object and image, and where vectors lie.
 
     `vectors` and `texts` are tables by model name; they may hold more rows than this corpus.
+    `listing` is without files that turned out to be forgotten when they were read.
     """
 
     objects: Table
@@ -65,6 +66,7 @@ class Described(NamedTuple):
     vectors: dict[str, Table]
     texts: dict[str, Table]
     drops: Table
+    listing: Table
 
 
 def describe(
@@ -110,7 +112,8 @@ def describe(
     for name, (_, model, _) in job.models.items():
         if model.has_text:
             _embed_captions(build, state, job, name, captions)
-    return _described(build, state, job, objects, captions, hidden)
+    listing = _without(build, state, listing, hidden)
+    return _described(build, state, job, objects, captions, hidden, listing)
 
 
 def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
@@ -527,6 +530,7 @@ def _described(
     objects: pl.DataFrame,
     captions: pl.DataFrame,
     hidden: pl.DataFrame,
+    listing: Table,
 ) -> Described:
     usable = _usable(state, job, objects)
     good = state.frame("looks", ["image_id", "rule"]).filter(pl.col("rule").is_null())
@@ -552,6 +556,7 @@ def _described(
         drops=tables.write(
             build.store, "drops", [*_drops(state, job, objects), *_forgotten(hidden)]
         ),
+        listing=listing,
     )
 
 
@@ -578,6 +583,16 @@ def _drops(state: _State, job: Job, objects: pl.DataFrame) -> Iterator[dict[str,
             yield {**drop, "rule": limit[0], "value": limit[1]}
         elif row["rule_look"]:
             yield {**drop, "rule": row["rule_look"], "detail": row["detail_look"]}
+
+
+def _without(build: Build, state: _State, listing: Table, hidden: pl.DataFrame) -> Table:
+    """The listing without loose files that are forgotten, as those read just now are not yet."""
+    loose = hidden.filter(pl.col("key").is_null())
+    if not loose.height:
+        return listing
+    rows, names = tables.frame(build.store, listing), set(loose["id"])
+    kept = [state.gone.keyed(key) not in names for key in rows["key"]]
+    return tables.write_frame(build.store, "listing", rows.filter(pl.Series(kept)))
 
 
 def _forgotten(hidden: pl.DataFrame) -> Iterator[dict[str, Any]]:

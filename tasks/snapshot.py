@@ -161,8 +161,10 @@ class _Names:
         if not self.gone.names:
             return False
         near = posixpath.normpath(posixpath.join(posixpath.dirname(caption_file), key))
-        gone, hashes = self.gone, self.hashes
-        return any(k not in hashes and gone.keyed(k) in gone.names for k in (near, key))
+        if near in self.hashes:
+            return False
+        names = {near} if key in self.hashes else {near, key}
+        return any(self.gone.keyed(name) in self.gone.names for name in names)
 
 
 def _captions(

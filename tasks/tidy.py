@@ -93,7 +93,7 @@ def tidy(
     deleted = 0
     if fresh:
         compact(build, objects, params)
-    if gone and free_of(store) != gone.digest:
+    if gone and free_of(store) != gone.state:
         count = remove_forgotten(store, gone, own)
         deleted += count or 0
         if count is None:
@@ -109,7 +109,7 @@ def tidy(
 
 
 def free_of(store: Store) -> str | None:
-    """Digest of the tombstones that nothing but older versions holds any more."""
+    """State of the tombstones that nothing but older versions holds any more."""
     try:
         return str(json.loads(store.get(FREE_OF))["tombstones"])
     except (NotFound, ValueError, KeyError, TypeError):
@@ -138,7 +138,7 @@ def remove_forgotten(store: Store, gone: Tombstones, own: str | None = None) -> 
 
     count = garbage.purge(store, stays, retention.named_tables(store, gone), own)
     if count is not None:
-        store.put(FREE_OF, canonical({"tombstones": gone.digest}))
+        store.put(FREE_OF, canonical({"tombstones": gone.state}))
     return count
 
 
@@ -194,7 +194,7 @@ def collect(
     """What `pairmill gc` does: finish removing what was forgotten, then one pass of collection."""
     gone = tombstones.load(store)
     removed: int | None = 0
-    if gone and free_of(store) != gone.digest and not dry_run:
+    if gone and free_of(store) != gone.state and not dry_run:
         removed = remove_forgotten(store, gone)
     report = garbage.collect(store, params.keep_builds, 60 * params.pin_minutes, dry_run=dry_run)
     return removed, report

@@ -1,0 +1,339 @@
+"""Forgetting, on real pictures: what was forgotten is in nothing that the next build leaves."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows.absent import Remains, verify_absent
+from flows.build import stages
+from flows.cli import app
+from flows.config import load_config, open_build
+from flows.forget import Options, forget, read_names
+from infra import tombstones, traces
+from infra.errors import PairmillError
+from infra.store import Location, Store, open_store
+from tests.corpora import tar
+from tests.mllm_server import MllmServer
+
+SAMPLE = Path(__file__).parents[2] / "sample"
+CAPTIONS = "captions.csv"
+
+
+def pictures() -> list[dict[str, str]]:
+    with (SAMPLE / "bucket" / CAPTIONS).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))[:36]
+
+
+def fill(corpus: Path) -> None:
+    """30 loose pictures with captions in a file, six in a tar, and copies of the first two."""
+    rows = pictures()
+    loose, packed = rows[:30], rows[30:]
+    for row in loose:
+        target = corpus / row["file_name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAMPLE / "bucket" / row["file_name"], target)
+    first = corpus / loose[0]["file_name"]
+    Image.open(first).convert("RGB").save(corpus / "copy.jpg", quality=90)
+    shutil.copy(corpus / loose[1]["file_name"], corpus / "twin.png")
+    (corpus / loose[2]["file_name"]).with_suffix(".txt").write_text("words beside it, and no more")
+    members: list[tuple[str, bytes]] = []
+    for number, row in enumerate(packed):
+        kind = Path(row["file_name"]).suffix
+        members.append((f"{number}{kind}", (SAMPLE / "bucket" / row["file_name"]).read_bytes()))
+        members.append((f"{number}.txt", f"words of member {number}".encode()))
+    (corpus / "packed.tar").write_bytes(tar(members))
+    with (corpus / CAPTIONS).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(loose)
+
+
+class Place:
+    """A corpus and a store in a folder of their own, and what one does with them."""
+
+    def __init__(self, folder: Path, **sections: Any):
+        self.folder, self.corpus = folder, folder / "corpus"
+        self.config_file = folder / "config.yaml"
+        data = {
+            "dataset": "few",
+            "corpus": {"uri": str(self.corpus)},
+            "store": {"uri": str(folder / "store")},
+            "models": {
+                "clip": {"library": "open_clip", "name": str(SAMPLE / "models/clip")},
+                "dino": {"library": "timm", "name": str(SAMPLE / "models/dino")},
+            },
+            "spaces": {"dino": {"model": "dino"}, "clip_text": {"model": "clip", "of": "caption"}},
+            "cluster": {"kind": "threads"},
+            "publish": {"images": True},
+            **sections,
+        }
+        self.config_file.write_text(yaml.safe_dump(data), "utf-8")
+
+    @property
+    def store(self) -> Store:
+        return open_store(Location(uri=str(self.folder / "store")))
+
+    def build(self, **changes: Any) -> dict[str, Any]:
+        config = load_config(self.config_file, [f"{k}={v}" for k, v in changes.items()])
+        with open_build(config) as build:
+            return stages(build, config)
+
+    def forget(self, *names: str, prefix: str | None = None, **options: bool) -> list[str]:
+        return list(forget(self.store, names, prefix, Options(**options)))
+
+    def verify(self) -> list[str]:
+        """Keys that still hold something."""
+        found: list[str] = []
+        try:
+            for line in verify_absent(self.store):
+                found += [line.split(": ")[0]] if "; " in line and ": " in line else []
+        except Remains:
+            return [key for key in found if "/" in key]
+        return []
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every text in the store with the key of what holds it."""
+        for stat in self.store.list():
+            data = self.store.get(stat.key)
+            for text in traces.texts(stat.key, data) | {stat.key}:
+                yield stat.key, text
+            if not stat.key.endswith(".parquet"):
+                yield stat.key, data.decode("utf-8", "replace")
+
+    def holding(self, *needles: str) -> set[str]:
+        """Keys of stored objects in which one of these strings occurs anywhere."""
+        return {key for key, text in self.texts() if any(needle in text for needle in needles)}
+
+    def fates(self, number: int) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / f"store/datasets/few/v{number:06d}/fates.parquet")
+
+    def image(self, key: str, number: int = 1) -> str:
+        rows = self.fates(number).filter((pl.col("level") == "object") & (pl.col("id") == key))
+        return str(rows["image_id"][0] or rows["detail"][0])
+
+
+@pytest.fixture(scope="module")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and a store with one version of it."""
+    folder = tmp_path_factory.mktemp("first")
+    fill(folder / "corpus")
+    with MllmServer() as server:
+        Place(folder, labels=labels(server.url)).build()
+    return folder
+
+
+def labels(url: str) -> dict[str, Any]:
+    endpoint = {"url": url, "model": "test", "concurrency": 4, "backoff_s": 0.01}
+    return {"labeller": "mllm", "endpoint": endpoint, "max_pixels": 4096}
+
+
+@pytest.fixture
+def place(first_night: Path, tmp_path: Path) -> Iterator[Place]:
+    """A copy of the first night, built once more where it lies now: its files are other files."""
+    for name in ("corpus", "store"):
+        shutil.copytree(first_night / name, tmp_path / name)
+    with MllmServer() as server:
+        here = Place(tmp_path, labels=labels(server.url))
+        assert here.build()["work"]["images_decoded"] == 0
+        yield here
+
+
+def test_what_is_forgotten_is_nowhere_after_the_next_build(place):
+    row = pictures()[5]
+    image = place.image(row["file_name"])
+    said = place.forget(row["file_name"])
+    assert said[0] == f"image {image}: {row['file_name']}"
+    assert said[-1] == "1 images are forgotten from the next build on"
+    assert place.forget(image)[-1] == "all of this was forgotten before; nothing to record"
+    assert len(place.verify()) > 10
+    result = place.build()
+    assert result["fates"]["forgotten"] == 1 and result["version"] == 2
+    assert sum(result["fates"].values()) == result["work"]["objects_listed"]
+    assert result["work"]["images_decoded"] == result["work"]["images_embedded"] == 0
+    needles = (image, row["file_name"], row["caption"])
+    left = place.holding(*needles)
+    assert left and all(key.startswith("datasets/few/v000001/") for key in left)
+    assert set(place.verify()) == left - {"datasets/few/v000001/README.md"}
+    levels = place.fates(2).filter(pl.col("fate") == "forgotten")["level"]
+    assert sorted(levels) == ["image", "object"]
+    again = place.build()
+    assert not again["fresh"] and again["work"]["labels_requested"] == 0
+    assert place.forget(image, purge=True)[-1] == "few: version 1 is withdrawn"
+    assert place.holding(*needles) == set() and place.verify() == []
+    told = json.loads((place.folder / "store/datasets/few/v000001/withdrawn.json").read_text())
+    assert (told["version"], told["reason"]) == (1, "it held images that were forgotten")
+
+
+def test_near_duplicates_and_twins_of_the_same_bytes_are_forgotten_too(place):
+    first, second = (row["file_name"] for row in pictures()[:2])
+    assert any("near-duplicate of" in line and "copy.jpg" in line for line in place.forget(first))
+    (said, _) = place.forget(second)
+    names = said.partition(": ")[2].split(", ")
+    assert {second, "twin.png"} < set(names)
+    assert place.build()["fates"]["forgotten"] == 2 + len(names)
+    for name in ("copy.jpg", first, *names):
+        assert all("/v000001/" in key for key in place.holding(name))
+
+
+def test_exactly_these_bytes_leave_their_place_to_a_copy(place):
+    assert len(place.forget(pictures()[0]["file_name"], exact=True)) == 2
+    place.build()
+    (fate,) = place.fates(2).filter(pl.col("id") == "copy.jpg")["fate"]
+    assert fate in ("paired", "unpaired", "low_clip_score")
+    assert place.build()["fates"]["forgotten"] == 1
+
+
+def test_the_same_bytes_under_another_name_are_read_once_and_never_described(place, monkeypatch):
+    key = pictures()[7]["file_name"]
+    data = (place.corpus / key).read_bytes()
+    place.forget(key)
+    place.build()
+    (place.corpus / "back again.png").write_bytes(data)
+    result = place.build()
+    assert result["fates"]["forgotten"] == 2 and result["work"]["images_decoded"] == 0
+    assert place.holding("back again") == set()
+    read = []
+    monkeypatch.setattr("infra.corpus._loose", lambda *given: read.append(given))
+    assert place.build()["fates"]["forgotten"] == 2 and not read
+
+
+def test_members_of_a_tar_go_with_their_captions_and_the_others_stay(place, monkeypatch):
+    name = next(
+        i for i in place.fates(1)["id"] if i.startswith("packed.tar::2.") and "txt" not in i
+    )
+    image = place.image(name)
+    place.forget(name)
+    read = []
+    monkeypatch.setattr("infra.corpus._tar", lambda *given: read.append(given))
+    result = place.build()
+    assert result["fates"]["forgotten"] == 2 and not read
+    assert result["fates"]["metadata"] == 1 + 1 + 5
+    for needle in (image, "words of member 2", "::2."):
+        assert all("/v000001/" in key for key in place.holding(needle))
+    assert not place.build()["fresh"]
+    monkeypatch.undo()
+    (place.corpus / "packed.tar").touch()
+    assert not place.build()["fresh"]
+
+
+def test_a_prefix_takes_a_whole_tar_and_its_name(place):
+    place.forget(prefix="packed")
+    result = place.build()
+    assert result["fates"]["forgotten"] == 1
+    assert all("/v000001/" in key for key in place.holding("packed.tar"))
+    assert not place.build()["fresh"]
+
+
+def test_a_caption_beside_a_picture_goes_with_it(place):
+    key = pictures()[2]["file_name"]
+    beside = str(Path(key).with_suffix(".txt"))
+    place.forget(key)
+    assert place.build()["fates"]["forgotten"] == 2
+    for needle in (beside, "words beside it"):
+        assert all("/v000001/" in held for held in place.holding(needle))
+
+
+def test_a_name_that_stands_for_other_bytes_is_innocent(place):
+    row = pictures()[9]
+    key = row["file_name"]
+    place.forget(key)
+    place.build()
+    Image.radial_gradient("L").resize((300, 200)).save(place.corpus / key)
+    result = place.build()
+    assert result["fates"]["forgotten"] == 0 and result["work"]["images_decoded"] == 1
+    assert place.build()["fates"]["forgotten"] == 0
+    assert place.image(key, 3) in {row["id"] for row in place.fates(3).to_dicts()}
+    assert place.verify() and all("/v000001/" in held for held in place.verify())
+
+
+def test_forgetting_can_be_taken_back_by_deleting_the_tombstones(place):
+    key = pictures()[7]["file_name"]
+    digest = place.build()["digest"]
+    place.forget(key)
+    assert place.build()["digest"] != digest
+    for stat in list(place.store.list(tombstones.PREFIX)):
+        if stat.key != tombstones.SECRET:
+            place.store.delete(stat.key)
+    result = place.build()
+    assert result["fates"]["forgotten"] == 0 and result["digest"] == digest
+
+
+def test_a_build_at_work_while_something_is_forgotten_publishes_nothing(place, monkeypatch):
+    import flows.build
+
+    check = flows.build.check_forgotten
+
+    def forget_first(build: Any) -> None:
+        place.forget(pictures()[3]["file_name"])
+        check(build)
+
+    monkeypatch.setattr("flows.build.check_forgotten", forget_first)
+    with pytest.raises(PairmillError, match="were forgotten while this build ran"):
+        place.build(**{"pairs.targets": 1})
+    monkeypatch.undo()
+    assert place.build()["fates"]["forgotten"] == 1
+
+
+def test_a_damaged_tombstone_stops_every_build(place):
+    place.forget(pictures()[3]["file_name"])
+    (name,) = (s.key for s in place.store.list(tombstones.PREFIX) if s.key != tombstones.SECRET)
+    body = place.store.get(name)
+    place.store.put(name, body.replace(b'"images":["', b'"images":["0'))
+    with pytest.raises(PairmillError, match="damaged"):
+        place.build()
+    place.store.put(name, body)
+    place.store.delete(tombstones.SECRET)
+    with pytest.raises(PairmillError, match="secret is missing"):
+        place.build()
+
+
+def test_what_means_nothing_is_refused_and_nothing_is_recorded(place, tmp_path):
+    known = pictures()[3]["file_name"]
+    for names, prefix, said in [
+        (["no such key"], None, "unknown, the first 'no such key'"),
+        (["a\x00b\x1b[31m"], None, "unknown"),
+        (["*"], None, "unknown"),
+        (["0" * 63], None, "unknown"),
+        ([known, "x" * 5000], None, "1 unknown"),
+        ([], None, "nothing is named"),
+        ([], "nowhere/", "begins with 'nowhere/'"),
+        ([], "", "would forget .*; say --yes"),
+    ]:
+        with pytest.raises(PairmillError, match=said):
+            place.forget(*names, prefix=prefix)
+    assert not tombstones.load(place.store)
+    assert place.forget("0" * 64)[0].endswith("not seen so far; it will not come in")
+    file = tmp_path / "ids.txt"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PairmillError, match="UTF-8"):
+        read_names([str(file)])
+    file.write_text(f"{known}\n\ntwin.png\n")
+    assert read_names([str(file)]) == [known, "twin.png"]
+
+
+def test_the_commands_say_and_return_what_they_found(place):
+    run = CliRunner().invoke
+    where = ["-c", str(place.config_file)]
+    nothing = run(app, ["verify-absent", *where])
+    assert (nothing.exit_code, nothing.stdout) == (0, "nothing is forgotten in this store\n")
+    key = pictures()[4]["file_name"]
+    assert run(app, ["forget", "who?", *where]).exit_code == 1
+    done = run(app, ["forget", key, *where])
+    assert done.exit_code == 0 and key in done.stdout
+    found = run(app, ["verify-absent", *where])
+    assert found.exit_code == 1 and "run a build" in found.stdout and "out of reach" in found.stdout
+    removed = run(app, ["gc", *where])
+    assert removed.exit_code == 0 and "could hold what was forgotten" in removed.stdout
+    place.build()
+    assert run(app, ["forget", key, "--purge", *where]).exit_code == 0
+    done = run(app, ["verify-absent", *where])
+    assert done.exit_code == 0, done.stdout
