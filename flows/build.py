@@ -49,8 +49,11 @@ def build(config: BuildConfig) -> dict[str, Any]:
         return completed(outcome(result), result)
 
 
-def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
-    """The stages in order. Each is skipped where the ledger has its result."""
+def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
+    """The stages in order. Each is skipped where the ledger has its result.
+
+    `step` makes a stage a Prefect task; a plan gives another that only looks at it.
+    """
     listed = step(snapshot)(run, config.corpus)
     seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
     listed = listed._replace(listing=seen.listing)
@@ -64,10 +67,10 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     aligned = matched.aligned
     unique = step(deduplicate)(run, images, seen.looks, aligned, captions, vectors, config.dedup)
     survivors = unique.survivors
-    values = step(score_captions)(
+    scored = step(score_captions)(
         run, aligned, survivors, vectors[clip], texts[clip], scoring_params(config.clip_score)
-    ).values
-    fitting = step(filter_captions)(run, aligned, survivors, values, config.clip_score)
+    )
+    fitting = step(filter_captions)(run, aligned, survivors, scored.values, config.clip_score)
     eligible = fitting.eligible
 
     embedded = {"image": vectors, "caption": texts}
@@ -99,8 +102,8 @@ def stages(run: Build, config: BuildConfig) -> dict[str, Any]:
     report = partial(render, run, *tables, pairs=mined.pairs)
     ran = {
         "snapshot": listed, "describe": seen, "align_captions": matched, "deduplicate": unique,
-        "filter_captions": fitting, "find_neighbours": near, "mine_pairs": mined,
-        "label_pairs": labelled,
+        "score_captions": scored, "filter_captions": fitting, "find_neighbours": near,
+        "mine_pairs": mined, "label_pairs": labelled,
     }  # fmt: skip
     measure = partial(measured, run, ran)
     about = {"config": config.published()}

@@ -79,16 +79,23 @@ def _fail(error: PairmillError, as_json: bool = False) -> NoReturn:
 
 
 @app.command()
-def plan(config: Config, changes: Changes = None) -> None:
-    """Show what the next run would compute, and why. Writes nothing but small tables."""
+def plan(
+    config: Config,
+    changes: Changes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what the next run would compute, why, and how long. Writes nothing but small tables."""
+    from flows import plan as planning
     from flows.config import load_config
-    from flows.plan import plan as make_plan
 
     try:
-        for line in make_plan(load_config(config, changes or [])):
-            print(line)
+        found = planning.plan(load_config(config, changes or []))
     except PairmillError as error:
-        _fail(error)
+        _fail(error, as_json)
+    if as_json:
+        print(json.dumps(planning.as_json(found)))
+    else:
+        planning.show(found, Console())
 
 
 @app.command()

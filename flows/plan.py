@@ -1,59 +1,407 @@
-"""What the next run would compute, found by walking the stages until one has work to do."""
+"""What the next run would compute and why, found by walking the flow without doing its work.
 
-from collections.abc import Iterator
+Where a stage has work to do, its last result stands in, so that the walk goes on: of every later
+stage it is known whether its parameters or its code changed, and what of its input will.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, NamedTuple, get_type_hints
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from flows.config import BuildConfig, open_build
-from infra.build import WouldRun
+from flows.step import tables_in
+from infra import tables, versions
+from infra.build import Build, WouldRun
+from infra.canonical import settings
+from infra.changes import config_changes
+from infra.errors import PairmillError
+from infra.ledger import family
+from infra.store import NotFound, Store
 from infra.tables import Table
+from infra.text import plain
+from tasks.describe import Described
+from tasks.publish import Version
 
-ORDER = (
-    "snapshot",
-    "load models",
-    "describe",
-    "align_captions",
-    "deduplicate",
-    "score_captions",
-    "filter_captions",
-    "find_neighbours",
-    "mine_pairs",
-    "label_pairs",
-    "make_records",
-    "fold_fates",
-    "publish",
-)
+RECORDS = 24  # records of a stage that are looked at, the newest
+SHOWN_SETTINGS = 3
 
 
-def plan(config: BuildConfig) -> Iterator[str]:
-    """Yield the plan line by line. Lists the corpus and writes small tables; computes nothing."""
+class Item(NamedTuple):
+    """A stage with work to do: why, and how long it may take in seconds, None where unknown."""
+
+    stage: str
+    why: str
+    seconds: float | None
+
+
+class Plan(NamedTuple):
+    """What a run would do. `version` is the one that would be named where there is nothing."""
+
+    dataset: str
+    last: Mapping[str, Any] | None
+    settings: list[tuple[str, Any, Any]]
+    corpus: dict[str, int]
+    items: list[Item]
+    version: Version | None
+
+    @property
+    def seconds(self) -> float:
+        """About how long, of the stages for which that is known."""
+        return sum(item.seconds or 0 for item in self.items)
+
+
+def plan(config: BuildConfig) -> Plan:
+    """Walk the stages. Lists the corpus and writes small tables; computes and publishes nothing."""
     from flows.build import stages
 
     with open_build(config, planning=True) as build:
+        last = _last(build.store, config.dataset)
+        walk = _Walk(build, config, last)
+        with suppress(_Seen):
+            stages(build, config, step=walk.step)
+    changed = list(config_changes(last["config"], settings(config.published()))) if last else []
+    return Plan(config.dataset, last, changed, walk.corpus, walk.items, walk.version)
+
+
+def _last(store: Store, dataset: str) -> dict[str, Any] | None:
+    """The manifest of the latest version; a damaged one is not there, and the run will say so."""
+    try:
+        entry, _ = versions.read_latest(store, dataset)
+        return versions.read_manifest(store, dataset, entry["version"]) if entry else None
+    except (PairmillError, NotFound):
+        return None
+
+
+class _Seen(Exception):
+    """Raised where nothing more is to be seen: what follows would publish and tidy up."""
+
+
+class _Walk:
+    """One walk through the flow: what would be done so far, and which tables stand in."""
+
+    def __init__(self, build: Build, config: BuildConfig, last: Mapping[str, Any] | None):
+        self.build, self.config, self.last = build, config, last
+        self.items: list[Item] = []
+        self.corpus: dict[str, int] = {}
+        self.share: float | None = None  # of the corpus that came or went, where that is all
+        self.pending: dict[int, str] = {}  # id of a table that stands in -> stage it comes from
+        self.other_model = False
+        self.version: Version | None = None
+        self.kept: list[Any] = []  # what `pending` speaks of must not be freed
+
+    def step(self, stage: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        """In place of `flows.step.step`: a stage that is looked at and not run."""
+        visit = {"snapshot": self._snapshot, "describe": self._describe}.get(stage.__name__)
+        visit = visit or (self._recorded if hasattr(stage, "reads") else self._plain)
+
+        def call(*given: Any, **named: Any) -> Any:
+            return visit(stage, given, named)
+
+        return call
+
+    def _snapshot(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        listed = stage(*given, **named)
+        rows = tables.frame(self.build.store, listed.listing, ["key", "size"])
+        self.corpus = {"files": rows.height, "bytes": int(rows["size"].sum()), "new": 0}
+        before = versions.table(self.build.store, self.last or {}, "snapshot", "listing")
+        if before is not None:
+            gone = before.join(rows, on="key", how="anti")
+            self.corpus["gone"] = gone.height
+            self.share = int(gone["size"].sum()) / max(1, self.corpus["bytes"])
+        return listed
+
+    def _describe(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         try:
-            result = stages(build, config)
-        except WouldRun as stop:
-            yield from _from(stop)
-            return
-    yield f"nothing to do: version {result['version']} ({result['digest'][:12]}) is up to date"
+            return stage(*given, **named)
+        except WouldRun as would:
+            self.other_model = not would.inputs.get("new") and "captions" not in would.inputs
+            self.items.append(self._reading(would))
+            return self._stand_in("describe", self._described())
+
+    def _reading(self, would: WouldRun) -> Item:
+        """Work of describe: files to read, captions to embed, or a model never used before."""
+        if would.stage == "load models":
+            model = plain(str(would.inputs["model"]), 80)
+            why = f"changed model: {model} is new to this store, or its files are"
+            return Item("describe", why, self._seconds_of(1.0))
+        if "captions" in would.inputs:
+            return Item("describe", f"{would.inputs['captions']:,} new captions to embed", None)
+        new, size = would.inputs["new"], would.inputs["bytes"]
+        if not new:
+            why = "pictures read before lack what a changed model or limit needs"
+            return Item("describe", why, self._seconds_of(1.0))
+        share = size / max(1, self.corpus["bytes"])
+        self.corpus["new"] = new
+        self.share = None if self.share is None else min(1.0, self.share + share)
+        why = f"new bytes: {new:,} new or changed {'file' if new == 1 else 'files'} ({_size(size)})"
+        return Item("describe", why, self._seconds_of(share))
+
+    def _seconds_of(self, share: float) -> float | None:
+        """Time for a share of the pictures, at the pace of the runs that decoded the most."""
+        runs = [*self.last.get("history", ()), self.last] if self.last else []
+        decoded = [(r.get("work", {}).get("images_decoded", 0), r.get("seconds", {})) for r in runs]
+        if self.last is None or not decoded:
+            return None
+        count, seconds = max(decoded, key=lambda run: int(run[0]))
+        if not count:
+            return None
+        images = share * self.last["counts"]["images"]
+        return images * float(seconds.get("describe", 0)) / count
+
+    def _described(self) -> Described:
+        """The last version's tables of describe, with the models of this config."""
+        last: Mapping[str, Any] = self.last or {}
+        before, names = last.get("tables", {}).get("describe", {}), last.get("numerics", {})
+        texts = [n for n, m in self.config.models.items() if m.library == "open_clip"]
+        models = {"vectors": [*self.config.models], "texts": texts}
+        found: dict[str, Any] = {
+            kind: {n: Table(names.get(kind, {}).get(n, f"{kind}-new")) for n in of}
+            for kind, of in models.items()
+        }
+        for field in Described._fields:
+            if field not in found:
+                found[field] = Table.from_json(before[field]) if field in before else Table(field)
+        found["looks"] = Table(names.get("looks", "looks"))
+        return Described(**found)
+
+    def _recorded(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """A stage of the ledger: done before, or to be done, and why."""
+        inputs = inspect.signature(stage).bind(*given, **named).arguments
+        # Of an argument without columns only the name counts, which a changed model changes.
+        counted = [arg for arg, columns in stage.reads.items() if columns or self.other_model]
+        moved = {arg: self._sources(inputs[arg]) for arg in counted if arg in inputs}
+        moved = {arg: sources for arg, sources in moved.items() if sources}
+        if not moved:
+            try:
+                return stage(*given, **named)
+            except WouldRun:
+                pass
+        means = settings(_plain(stage.meaning(inputs["params"])))
+        found = _records(self.build.store, stage.stage)
+        kin = [r for key, r in found if key == family(stage.stage, stage.version, means)]
+        record, why = self._cause(stage, inputs, means, kin, [r for _, r in found], moved)
+        seconds = self._estimate(kin or [r for _, r in found], whole=not kin)
+        self.items.append(Item(_name(stage, inputs["params"]), why, seconds))
+        return self._stand_in(stage.stage, _outputs(stage, record))
+
+    def _cause(
+        self,
+        stage: Any,
+        inputs: Mapping[str, Any],
+        means: Any,
+        kin: list[dict[str, Any]],
+        every: list[dict[str, Any]],
+        moved: Mapping[str, set[str]],
+    ) -> tuple[dict[str, Any] | None, str]:
+        """The record that comes nearest, and what differs from it."""
+        if kin:
+            equal = {id(r): self._equal(stage, inputs, r, moved) for r in kin}
+            record = max(reversed(kin), key=lambda r: (len(equal[id(r)]), r.get("created", 0)))
+            other = [arg for arg in stage.reads if arg in inputs and arg not in equal[id(record)]]
+            return record, _because(other, moved)
+        if not every:
+            return None, "never done in this store"
+        record = max(reversed(every), key=lambda r: r.get("created", 0))
+        causes = []
+        if record.get("version", stage.version) != stage.version:
+            causes.append(f"changed code: version {record['version']} to {stage.version}")
+        differ = list(config_changes(record.get("params"), means))
+        causes += [
+            f"changed parameter{f' {key}' if key else ''}: {_short(old)} to {_short(new)}"
+            for key, old, new in differ[:SHOWN_SETTINGS]
+        ]
+        causes += [f"{len(differ) - SHOWN_SETTINGS} more"] if len(differ) > SHOWN_SETTINGS else []
+        return record, "; ".join(causes) or _because([], moved)
+
+    def _equal(
+        self, stage: Any, inputs: Mapping[str, Any], record: Mapping[str, Any], moved: Any
+    ) -> set[str]:
+        """Arguments that are as they were for a record; those that stand in are not."""
+        before, same = record.get("inputs", {}), set()
+        for arg, columns in stage.reads.items():
+            if arg in inputs and arg not in moved:
+                now = self._digests(inputs[arg], tuple(columns))
+                same |= {arg} if before.get(arg) == now else set()
+        return same
+
+    def _digests(self, value: Any, columns: tuple[str, ...]) -> Any:
+        if isinstance(value, Table):
+            return self._digest(value, columns)
+        return {name: self._digest(table, columns) for name, table in value.items()}
+
+    def _digest(self, table: Table, columns: tuple[str, ...]) -> str:
+        key = (table, columns)
+        if key not in self._known:
+            self._known[key] = tables.digest(self.build.store, table, columns)
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[tuple[Table, tuple[str, ...]], str]:
+        return {}
+
+    def _estimate(self, records: list[dict[str, Any]], whole: bool) -> float | None:
+        """Seconds from what the stage took before: all of the slowest run, or twice the share."""
+        spent = [r["milliseconds"] / 1000 for r in records if "milliseconds" in r]
+        if not spent:
+            return None
+        only_files = self.share is not None and not any(i.seconds is None for i in self.items)
+        if whole or not only_files or not self.share:
+            return max(spent)
+        return max(min(spent), min(1.0, 2 * self.share) * max(spent))
+
+    def _plain(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Folding fates and publishing: done anew where anything before them is."""
+        name = stage.__name__
+        if self.items:
+            why = _because([], {"all": {self.items[-1].stage}})
+            self.items.append(Item(name, why, self._last_seconds(name)))
+            why = "a new version, unless the same comes out"
+            self.items.append(Item("publish", why, self._last_seconds("publish")))
+            raise _Seen
+        if name == "tidy":
+            raise _Seen
+        try:
+            result = stage(*given, **named)
+        except WouldRun as would:
+            why = f"{would.inputs['records']:,} records to publish as a new version"
+            self.items.append(Item(name, why, self._last_seconds(name)))
+            raise _Seen from None
+        self.version = result if name == "publish" else None
+        return result
+
+    def _last_seconds(self, stage: str) -> float | None:
+        seconds = (self.last or {}).get("seconds", {}).get(stage)
+        return None if seconds is None else float(seconds)
+
+    def _stand_in(self, stage: str, result: Any) -> Any:
+        self.kept.append(result)
+        for _, table in tables_in(result):
+            self.pending[id(table)] = stage
+        return result
+
+    def _sources(self, value: Any) -> set[str]:
+        """The stages with work to do whose results stand in for a value."""
+        return {self.pending[id(t)] for _, t in tables_in((value,)) if id(t) in self.pending}
 
 
-def _from(stop: WouldRun) -> Iterator[str]:
-    at = ORDER.index(stop.stage)
-    for stage in ORDER[1:at]:
-        yield f"{stage:<16} done before, nothing to compute"
-    yield f"{stop.stage:<16} {_cause(stop)}"
-    for stage in ORDER[at + 1 :]:
-        yield f"{stage:<16} depends on {stop.stage}"
+def _plain(params: Any) -> Any:
+    return params.model_dump(mode="json") if hasattr(params, "model_dump") else params
 
 
-def _cause(stop: WouldRun) -> str:
-    if "new" in stop.inputs:
-        size = stop.inputs["bytes"] / 1e6
-        return f"{stop.inputs['new']} new or changed files ({size:.1f} MB) to read"
-    if "captions" in stop.inputs and not isinstance(stop.inputs["captions"], Table):
-        return f"{stop.inputs['captions']} new captions to embed"
-    if "model" in stop.inputs:
-        return f"{stop.inputs['model']} was never used with this store"
-    if stop.stage == "publish":
-        return f"{stop.inputs['records']} records to publish as a new version"
-    rows = sum(v.rows for v in stop.inputs.values() if isinstance(v, Table))
-    return f"its input or parameters changed ({rows} rows to go through)"
+def _records(store: Store, stage: str) -> list[tuple[str, dict[str, Any]]]:
+    """(family, record) of the last records of a stage in order; damaged ones are passed over."""
+    prefix = f"ledger/{stage}/"
+    try:
+        found = [s for s in store.list(prefix) if s.key[len(prefix) :].count("/") == 1]
+    except NotFound:
+        return []
+    records = []
+    for stat in sorted(found, key=lambda s: (s.mtime, s.key))[-RECORDS:]:
+        kin, _, _ = stat.key[len(prefix) :].partition("/")
+        record = versions.parsed(store.get(stat.key))
+        if record and "tables" in record:
+            records.append((kin, record))
+    return records
+
+
+def _outputs(stage: Any, record: Mapping[str, Any] | None) -> Any:
+    """The results of a stage as a record names them; without one, empty tables."""
+    kind = get_type_hints(inspect.unwrap(stage))["return"]
+    known = record["tables"] if record else {}
+    return kind(**{field: _table(known.get(field), field) for field in kind._fields})
+
+
+def _table(data: Any, name: str) -> Any:
+    if not data:
+        return Table(name)
+    if "shards" in data:
+        return Table.from_json(data)
+    return {part: _table(item, name) for part, item in data.items()}
+
+
+def _name(stage: Any, params: Any) -> str:
+    """The stage, with the space where it is done space by space."""
+    space = getattr(params, "space", None)
+    return f"{stage.stage} {space}" if isinstance(space, str) else str(stage.stage)
+
+
+def _because(changed: list[str], moved: Mapping[str, set[str]]) -> str:
+    """Input that differs, and stages with work to do whose result may differ."""
+    own = [arg.replace("_", " ") for arg in changed if arg not in moved]
+    sources = list(dict.fromkeys(s for names in moved.values() for s in sorted(names)))
+    told = [f"changed input: {', '.join(own)}"] if own else []
+    told += [f"follows {', '.join(sources)}"] if sources else []
+    return "; ".join(told) or "changed input"
+
+
+def _short(value: Any) -> str:
+    return "not set" if value is None else plain(str(value), 60)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+
+
+def as_json(found: Plan) -> dict[str, Any]:
+    """The plan for scripts."""
+    return {
+        "dataset": found.dataset,
+        "last": found.last["version"] if found.last else None,
+        "settings": [list(row) for row in found.settings],
+        "corpus": found.corpus,
+        "stages": [item._asdict() for item in found.items],
+        "seconds": round(found.seconds, 1),
+        "nothing_to_do": not found.items,
+    }
+
+
+def show(found: Plan, console: Console) -> None:
+    """The plan for people."""
+    for line in _heading(found):
+        console.print(Text(line), soft_wrap=True, highlight=False)
+    if not found.items:
+        return
+    table = RichTable("stage", "why", "about", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
+    table.columns[2].justify = "right"
+    for item in found.items:
+        table.add_row(item.stage, Text(item.why), _time(item.seconds))
+    console.print(table)
+    unknown = any(item.seconds is None for item in found.items)
+    more = ", and what is not known" if unknown else ""
+    console.print(f"about {_time(found.seconds)}{more}", highlight=False)
+
+
+def _heading(found: Plan) -> Iterator[str]:
+    if found.version:
+        number, digest = found.version.number, found.version.digest[:12]
+        yield f"nothing to do: version {number} ({digest}) is up to date"
+        return
+    against = f"since version {found.last['version']}" if found.last else "the first version"
+    yield f"{found.dataset}: {against}"
+    corpus = found.corpus
+    if "gone" in corpus:
+        yield (
+            f"  corpus: {corpus['new']:,} new or changed and {corpus['gone']:,} gone, of "
+            f"{corpus['files']:,} files"
+        )
+    elif corpus:
+        yield f"  corpus: {corpus['files']:,} files, {_size(corpus['bytes'])}"
+    for key, old, new in found.settings:
+        yield f"  setting {plain(key, 100)}: {_short(old)} to {_short(new)}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 1:
+        return "< 1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3_600:.1f} h"

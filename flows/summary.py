@@ -38,6 +38,7 @@ NAMED = {
     "describe": ("objects", "images", "captions", "image_captions"),
     "align_captions": ("aligned",),
     "deduplicate": ("survivors",),
+    "score_captions": ("values",),
     "filter_captions": ("eligible", "facts"),
     "mine_pairs": ("pairs", "bands"),
     "label_pairs": ("labels", "drops"),
@@ -70,7 +71,8 @@ def measured(build: Build, ran: Mapping[str, Any]) -> dict[str, Any]:
         "numerics": {
             kind: {model: table.name for model, table in getattr(seen, kind).items()}
             for kind in ("vectors", "texts")
-        },
+        }
+        | {"looks": seen.looks.name},
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
     }

@@ -345,8 +345,15 @@ def config_changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in dict.fromkeys([*old, *new]):
             yield from config_changes(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and _holds_mappings(old, new):
+        for before, after in zip(old, new, strict=True):
+            yield from config_changes(before, after, key)
     elif old != new:
         yield key, old, new
+
+
+def _holds_mappings(old: list[Any], new: list[Any]) -> bool:
+    return len(old) == len(new) and any(isinstance(item, Mapping) for item in (*old, *new))
 
 
 def _models(old: Manifest, new: Manifest) -> Sequence[tuple[str, Any, Any]]:

@@ -131,7 +131,8 @@ def stage(
     `starts_from`, an argument and its column of ids, the function is given `before`: the outputs
     of the finished work of its family whose ids differ least, or None. What it starts from may
     change the cost, never the rows. A result that is not `is_final` is not found again under its
-    key, but others may start from it. The function gains `.stage`, `.version`, `.reads`.
+    key, but others may start from it. The function gains `.stage`, `.version`, `.reads` and
+    `.meaning`.
     """
 
     def wrap(fn: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -173,6 +174,7 @@ def stage(
             return result
 
         run.stage, run.version, run.reads = name, version, dict(reads)  # type: ignore[attr-defined]
+        run.meaning = meaning  # type: ignore[attr-defined]
         return run
 
     return wrap

@@ -39,7 +39,7 @@ def read_latest(store: Store, dataset: str) -> tuple[dict[str, Any] | None, str 
     key = f"datasets/{dataset}/latest.json"
     try:
         etag = store.head(key).etag
-        entry = _parsed(store.get(key))
+        entry = parsed(store.get(key))
     except NotFound:
         return None, None
     if entry is None or not isinstance(entry.get("version"), int):
@@ -60,7 +60,7 @@ def withdrawn(store: Store, dataset: str) -> dict[int, dict[str, Any]]:
     found = {}
     for number in _numbers_with(store, dataset, "withdrawn.json"):
         data = store.get(f"{version_folder(dataset, number)}/withdrawn.json")
-        found[number] = _parsed(data) or {}
+        found[number] = parsed(data) or {}
     return found
 
 
@@ -72,7 +72,7 @@ def _numbers_with(store: Store, dataset: str, file: str) -> list[int]:
 
 def read_manifest(store: Store, dataset: str, number: int) -> dict[str, Any]:
     """The manifest of a version. Raises PairmillError where it is damaged."""
-    manifest = _parsed(store.get(f"{version_folder(dataset, number)}/manifest.json"))
+    manifest = parsed(store.get(f"{version_folder(dataset, number)}/manifest.json"))
     if manifest is None or manifest.get("version") != number or "digest" not in manifest:
         raise PairmillError(
             f"the manifest of version {number} of {dataset!r} in {store.uri} is damaged; restore "
@@ -81,7 +81,8 @@ def read_manifest(store: Store, dataset: str, number: int) -> dict[str, Any]:
     return manifest
 
 
-def _parsed(data: bytes) -> dict[str, Any] | None:
+def parsed(data: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None where the bytes are none."""
     try:
         found = json.loads(data)
     except ValueError:

@@ -6,6 +6,7 @@ import json
 import platform
 import tarfile
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -125,6 +126,7 @@ def publish(
     publish. Raises Refused at a quality gate, which judges nothing that is published already, and
     PairmillError where another build published meanwhile.
     """
+    start = time.perf_counter()
     rows, fates = (
         tables.frame(build.store, contents.records),
         tables.frame(build.store, contents.fates),
@@ -157,7 +159,7 @@ def publish(
     if entry is None:
         manifest["version"] = _claim(build.store, dataset)
         data_files = _data_files(build, rows, fates, contents, params)
-        _write(build, manifest, data_files, _card(manifest, params), render_report)
+        _write(build, manifest, data_files, _card(manifest, params), render_report, start)
         entry = {k: manifest[k] for k in ENTRY}
     named = _move_latest(build.store, dataset, entry, etag)
     _forget_refusal(build.store, dataset)
@@ -218,8 +220,12 @@ def _write(
     data_files: Iterable[tuple[str, bytes | Path]],
     card: str,
     render_report: Callable[[Mapping[str, Any]], bytes],
+    start: float,
 ) -> None:
-    """Write the files of a version, and its manifest with their digests last."""
+    """Write the files of a version, and its manifest with their digests last.
+
+    What publishing cost since `start` is told in the manifest: a plan wants to know.
+    """
     folder = version_folder(manifest["dataset"], manifest["version"])
     files = _Files(build.store, folder)
     for name, data in data_files:
@@ -228,6 +234,8 @@ def _write(
     files.put("README.md", card.encode())
     files.put("report.html", render_report(manifest))
     build.progress("publish", len(files.written), len(files.written))
+    spent = settings(round(time.perf_counter() - start, 3))
+    manifest["seconds"] = {**manifest.get("seconds", {}), "publish": spent}
     manifest["files"] = files.written
     build.store.put(f"{folder}/manifest.json", canonical(manifest), if_absent=True)
 

@@ -107,18 +107,29 @@ def made(tmp_path_factory: pytest.TempPathFactory, models: Any) -> History:
     data = config_of(folder, models, pairs={"targets": 2})
     run_build(data)
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(data), "utf-8")
+    config.write_text(yaml.safe_dump(data, sort_keys=False), "utf-8")
     return History(folder, config, keys)
 
 
 @pytest.fixture
 def history(made: History, tmp_path: Path) -> History:
-    """A copy of those versions, to be changed."""
-    shutil.copytree(made.folder, tmp_path / "history")
-    text = made.config.read_text("utf-8").replace(str(made.folder), str(tmp_path / "history"))
-    config = tmp_path / "history/config.yaml"
-    config.write_text(text, "utf-8")
-    return made._replace(folder=tmp_path / "history", config=config)
+    """A copy of the store with those versions, to be changed; the corpus is the same one."""
+    shutil.copytree(made.folder / "store", tmp_path / "store")
+    text = made.config.read_text("utf-8")
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace(str(made.folder / "store"), str(tmp_path / "store")), "utf-8")
+    return made._replace(folder=tmp_path, config=config)
+
+
+@pytest.fixture
+def elsewhere(history: History, made: History) -> History:
+    """The same with a corpus of its own, built once more in its new place."""
+    shutil.copytree(made.folder / "corpus", history.folder / "corpus")
+    text = history.config.read_text("utf-8")
+    text = text.replace(str(made.folder / "corpus"), str(history.folder / "corpus"))
+    history.config.write_text(text, "utf-8")
+    run_build(yaml.safe_load(text))
+    return history
 
 
 class Said(NamedTuple):

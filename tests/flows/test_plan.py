@@ -1,0 +1,141 @@
+"""What the next run would compute, and why: asked of a store with real versions."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.plan import plan as make_plan
+from tests.flows.conftest import run_build
+
+
+@pytest.fixture
+def plan(history):
+    """Plans a changed config: the stages with work to do and why, and the whole plan."""
+
+    def ask(**sections):
+        from flows.config import parse_config
+
+        data = yaml.safe_load(history.config.read_text("utf-8"))
+        found = make_plan(parse_config(data | sections))
+        return {item.stage: item.why for item in found.items}, found
+
+    return ask
+
+
+def config_of(history):
+    return yaml.safe_load(history.config.read_text("utf-8"))
+
+
+def test_nothing_new_is_said_in_one_line(history, pairmill):
+    out, status = pairmill("plan", history.config)
+    digest = json.loads((history.dataset / "latest.json").read_bytes())["digest"]
+    assert status == 0
+    assert out == f"nothing to do: version 3 ({digest[:12]}) is up to date\n"
+
+
+def test_a_changed_parameter_is_named_and_what_follows_from_it(plan, history):
+    stages, found = plan(pairs={"targets": 1})
+    assert stages["mine_pairs"] == "changed parameter targets: 2 to 1"
+    assert stages["label_pairs"] == "follows mine_pairs"
+    assert not {"describe", "deduplicate", "find_neighbours"} & set(stages)
+    assert found.settings == [("pairs.targets", 2, 1)]
+    assert found.corpus["new"] == found.corpus["gone"] == 0
+
+
+def test_each_parameter_is_found_in_its_stage(plan):
+    stages, _ = plan(dedup={"radius": 3})
+    assert stages["deduplicate"] == "changed parameter radius: 10 to 3"
+    assert next(iter(stages)) == "deduplicate"
+    stages, _ = plan(clip_score={"fraction": 0.5})
+    assert "changed parameter fraction: 0.9 to 0.5" in stages["filter_captions"]
+    stages, _ = plan(split={"validation": 0.2})
+    assert list(stages) == ["make_records", "fold_fates", "publish"]
+
+
+def test_new_bytes_are_counted(elsewhere, plan):
+    corpus = elsewhere.folder / "corpus"
+    shutil.copy(corpus / "smaller.png", corpus / "unseen.png")
+    with (corpus / "unseen.png").open("ab") as file:
+        file.write(b"\0")
+    stages, found = plan()
+    assert stages["describe"].startswith("new bytes: 1 new or changed file (")
+    assert stages["deduplicate"].startswith("follows describe")
+    assert stages["publish"] == "a new version, unless the same comes out"
+    assert found.corpus["new"] == 1
+    assert all(item.seconds is not None for item in found.items)
+
+
+def test_what_left_is_read_from_the_listing(elsewhere, plan):
+    (elsewhere.folder / "corpus" / elsewhere.keys[10]).unlink()
+    stages, found = plan()
+    assert found.corpus["gone"] == 1
+    assert "describe" not in stages
+    assert stages["align_captions"].startswith("changed input: images")
+
+
+def test_changed_code_is_told_by_its_version(plan, monkeypatch):
+    from tasks import mine_pairs as module
+
+    stage = module.mine_pairs
+    monkeypatch.setattr(stage, "version", stage.version + 1)
+    # The walk asks the ledger by the key of the code as it was, so it has to miss as well.
+    stages, _ = plan(pairs={"targets": 1})
+    code = f"changed code: version {stage.version - 1} to {stage.version}"
+    assert stages["mine_pairs"] == f"{code}; changed parameter targets: 2 to 1"
+
+
+def test_a_changed_model_moves_all_that_follows(plan, history):
+    models = config_of(history)["models"]
+    models["dino"]["batch"] = 3
+    stages, _ = plan(models=models)
+    assert stages["describe"] == "pictures read before lack what a changed model or limit needs"
+    assert "follows" in stages["mine_pairs"]
+
+
+def test_another_model_and_space_can_be_planned(plan, history):
+    data = config_of(history)
+    data["models"]["other"] = data["models"]["dino"] | {"image_size": 48}
+    spaces = data["spaces"] | {"more": {"model": "other"}}
+    stages, _ = plan(models=data["models"], spaces=spaces)
+    assert "describe" in stages
+    assert "publish" in stages
+
+
+def test_before_the_first_version_everything_is_new(plan, tmp_path):
+    stages, found = plan(store={"uri": str(tmp_path / "empty")})
+    assert found.last is None
+    assert stages["align_captions"] == "never done in this store"
+    assert list(stages)[-1] == "publish"
+
+
+def test_a_plan_publishes_nothing_and_is_what_happens(plan, history):
+    before = sorted(str(p) for p in history.dataset.rglob("*"))
+    stages, _ = plan(pairs={"targets": 1})
+    assert sorted(str(p) for p in history.dataset.rglob("*")) == before
+    data = config_of(history) | {"pairs": {"targets": 1}}
+    work = run_build(data)["work"]
+    assert work["images_decoded"] == 0
+    assert work["labels_requested"] > 0
+    assert "label_pairs" in stages
+    assert plan(pairs={"targets": 1})[1].items == []
+
+
+def test_damaged_records_and_manifests_do_not_stop_a_plan(plan, history):
+    for path in Path(history.folder, "store/ledger/mine_pairs").rglob("*.json"):
+        path.write_text("{")
+    stages, _ = plan(pairs={"targets": 1})
+    assert stages["mine_pairs"] == "never done in this store"
+    (history.dataset / "v000003/manifest.json").write_text("{")
+    assert plan(pairs={"targets": 1})[1].last is None
+
+
+def test_a_plan_as_json(history, pairmill):
+    found = json.loads(pairmill("plan", history.config, "--set", "pairs.targets=1", "--json").out)
+    assert found["last"] == 3
+    assert found["stages"][0]["stage"] == "mine_pairs"
+    assert found["nothing_to_do"] is False
+    wrong = pairmill("plan", history.config, "--set", "pairs.targts=1")
+    assert (wrong.status, "did you mean 'targets'?" in wrong.out) == (2, True)
