@@ -153,9 +153,7 @@ def collect(
     """One collection: pass two of the last list where its time has come, then pass one anew."""
     number, age, marked = _marks(store)
     alive = pins.held(store, own)  # before the survey: who has ended since has its records in it
-    is_kept = keeper(store, kept)
-    found = survey(store).garbage(is_kept, retention.named_tables(store), at_once=False)
-    garbage = {stat.key: stat for stat in found}
+    garbage = _garbage(store, kept)
     size = sum(stat.size for stat in garbage.values())
     gap = max([life, *(pin.life for pin in alive)])
     waits = None
@@ -169,11 +167,19 @@ def collect(
         return Report(len(garbage), size, 0, waits)
     doomed = {k: s for k, s in garbage.items() if marked.get(k) == [s.etag, int(s.mtime * 1000)]}
     deleted = _sweep(store, doomed)
-    rest = {key: stat for key, stat in garbage.items() if key not in deleted}
-    _mark(store, number + 1, rest)
+    # Shards of the records that went are garbage now, and no build that may know them began since.
+    again = any(key.startswith("ledger/") for key in deleted)
+    rest = _garbage(store, kept) if again else garbage
+    _mark(store, number + 1, {k: s for k, s in rest.items() if k not in deleted})
     return Report(
         len(garbage), size, len(deleted), None if deleted else "pass one: it is listed now"
     )
+
+
+def _garbage(store: Store, kept: int) -> dict[str, Stat]:
+    named = retention.named_tables(store)
+    found = survey(store).garbage(keeper(store, kept), named, at_once=False)
+    return {stat.key: stat for stat in found}
 
 
 def _marks(store: Store) -> tuple[int, float, dict[str, list[Any]]]:

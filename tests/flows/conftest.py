@@ -3,7 +3,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,3 +155,26 @@ def pairmill(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
         return Said(done.output, done.exit_code)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a corpus and a store with one version of it, to be copied."""
+    from tests.flows.place import opened
+
+    folder = tmp_path_factory.mktemp("first")
+    with opened(folder, fresh=True) as place:
+        place.build()
+    return folder
+
+
+@pytest.fixture
+def place(first_night: Path, tmp_path: Path) -> Iterator[Any]:
+    """A copy of the first night, built once more where it lies now: its files are other files."""
+    from tests.flows.place import opened
+
+    for name in ("corpus", "store"):
+        shutil.copytree(first_night / name, tmp_path / name)
+    with opened(tmp_path) as here:
+        assert here.build()["work"]["images_decoded"] == 0
+        yield here
