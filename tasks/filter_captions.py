@@ -26,6 +26,13 @@ class ClipScoreParams(BaseModel):
         "by CLIPScore; absolute: CLIPScore of at least `threshold`; all: no filter.",
     )
     fraction: float = Field(0.9, gt=0, le=1, description="Share of captioned images kept.")
+    cut: float | None = Field(
+        None,
+        ge=-3,
+        le=3,
+        description="Pins the least value that `neg_clip_loss` or `top_fraction` keeps, in place "
+        "of `fraction`, so that it doesn't drift with the corpus; the report shows its value.",
+    )
     threshold: float | None = Field(
         None,
         ge=-1,
@@ -44,6 +51,8 @@ class ClipScoreParams(BaseModel):
     def _threshold_given(self) -> "ClipScoreParams":
         if self.keep == "absolute" and self.threshold is None:
             raise ValueError("keep: absolute needs clip_score.threshold, for example 0.28")
+        if self.cut is not None and self.keep in ("absolute", "all"):
+            raise ValueError(f"keep: {self.keep} has no clip_score.cut; absolute has a threshold")
         return self
 
 
@@ -103,6 +112,8 @@ def _cut(values: np.ndarray, params: ClipScoreParams) -> int:
     if params.keep == "absolute":
         assert params.threshold is not None
         return math.ceil(round(params.threshold * 1e6, 3))
+    if params.cut is not None:
+        return round(params.cut * 1e6)
     if params.keep == "all" or not len(values):
         return int(values.min()) if len(values) else 0
     # Rounded first: 0.07 of 100 is 7.000000000000001 in floats.

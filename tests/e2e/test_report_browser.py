@@ -50,7 +50,10 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             for attack in ATTACKS
         ]  # fmt: skip
     path = folder / "report.html"
-    path.write_bytes(world.render())
+    more = (
+        {"refused": [*ATTACKS, "publish.gates." + "W" * 300]} if request.param == "hostile" else {}
+    )
+    path.write_bytes(world.render_after(world.last_version(), **more))
     return path
 
 

@@ -193,6 +193,23 @@ def test_absolute_needs_its_threshold():
         ClipScoreParams(keep="absolute")
 
 
+@pytest.mark.parametrize("keep", ["neg_clip_loss", "top_fraction"])
+def test_a_pinned_cut_takes_the_place_of_the_fraction(build, keep):
+    images, captions = {"a": angle(0), "b": angle(90)}, {"x": angle(10)}
+    aligned = [("a", "x", 984_808), ("b", "x", 173_648)]
+    calibrated = apply(build, aligned, ClipScoreParams(keep=keep, fraction=0.5), images, captions)
+    cut, _ = facts(build, calibrated)
+    pinned = ClipScoreParams(keep=keep, cut=cut / 1e6)
+    again = apply(build, aligned, pinned, images, captions)
+    assert [tuples(build, t) for t in again] == [tuples(build, t) for t in calibrated]
+
+
+@pytest.mark.parametrize("keep", ["absolute", "all"])
+def test_a_cut_is_not_pinned_where_there_is_none(keep):
+    with pytest.raises(ValidationError, match=rf"keep: {keep} has no clip_score\.cut"):
+        ClipScoreParams(keep=keep, threshold=0.3, cut=0.1)
+
+
 def test_a_model_without_a_text_tower_is_a_config_mistake():
     check_model("clip", {"clip": None})
     with pytest.raises(ConfigError, match=r"'dino', which has no text tower; use one of \['clip'"):

@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra import charts, tables
+from infra import changes, charts, drift, tables
 from infra.build import Build
+from infra.canonical import canonical
 from infra.cluster import ClusterParams, open_pool
+from infra.schema import SCHEMAS
 from infra.store import Location, Store, open_store
 from tasks.publish import Contents
 from tasks.report import render
@@ -79,7 +81,46 @@ class World:
     def write(self, name: str, rows: list[dict[str, Any]]) -> tables.Table:
         return tables.write(self.store, name, rows)
 
-    def render(self, **changes: Any) -> bytes:
+    def last_version(self) -> dict[str, Any]:
+        """Publish a version 2 without this record and with two others: one of its pictures left."""
+        gone = {
+            "pair_id": "g" * 64, "query": self.ids[2], "target": self.ids[1],
+            "instructions": [f"Gone: {self.instructions[0]}"], "negatives": [self.ids[2]],
+            "ties": [{"space": "clip_image", "score": 700_000, "rank": 1, "in_band": True}],
+        }  # fmt: skip
+        left = {**gone, "pair_id": "l" * 64, "target": "f" * 64, "instructions": ["Left for good"]}
+        records = pa.Table.from_pylist([gone, left], schema=_schema_of(gone))
+        fates = [
+            {"level": "image", "id": name, "fate": "paired", "image_id": name, "stage": "publish"}
+            for name in (self.ids[1], self.ids[2], "f" * 64)
+        ]
+        fates += [
+            {"level": "pair", "id": row["pair_id"], "fate": "published", "stage": "publish"}
+            for row in (gone, left)
+        ]
+        files = []
+        for name, rows in (
+            ("records/train.parquet", records),
+            ("fates.parquet", pa.Table.from_pylist(fates, schema=SCHEMAS["fates"])),
+        ):
+            data = tables.encode(rows)
+            self.store.put(f"datasets/leaves/v000002/{name}", data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            files.append({"name": name, "sha256": sha256, "bytes": len(data)})
+        last = {**self.manifest(), "version": 2, "files": files}
+        self.store.put("datasets/leaves/v000002/manifest.json", canonical(last))
+        return last
+
+    def render_after(self, last: dict[str, Any], **more: Any) -> bytes:
+        """The report of version 3 after `last`, with the difference that publishing would tell."""
+        contents = self.contents()
+        manifest = {**self.manifest(), **more}
+        new = changes.unpublished(self.store, manifest, contents.fates, contents.records)
+        rows = changes.between(changes.published(self.store, last), new)
+        since = changes.summary(last, manifest, rows)
+        return self.render(since=since, history=drift.history(last), **more)
+
+    def render(self, **more: Any) -> bytes:
         with open_pool(ClusterParams(kind="threads")) as pool:
             build = Build(self.corpus, self.store, pool)
             arguments = [
@@ -89,7 +130,7 @@ class World:
                 self.lists(),
                 self.bands(),
             ]
-            manifest = {**self.manifest(), **changes}
+            manifest = {**self.manifest(), **more}
             return render(build, *arguments, manifest, pairs=self.pairs())
 
     def contents(self) -> Contents:
@@ -113,6 +154,11 @@ class World:
         ]  # fmt: skip
         fates += [
             {"level": "object", "id": self.keys[at], "fate": "paired", "stage": "publish",
+             "image_id": ids[at]}
+            for at in (1, 2)
+        ]  # fmt: skip
+        fates += [
+            {"level": "image", "id": ids[at], "fate": "paired", "stage": "publish",
              "image_id": ids[at]}
             for at in (1, 2)
         ]  # fmt: skip
@@ -170,10 +216,18 @@ class World:
                 "records": 1, "splits": {"train": 1}, "licences": {"CC0-1.0": 1},
                 "fates": {"object": objects, "pair": {"published": 1, "captions_say_nothing": 1}},
             },
-            "config": {"clip_score": {"keep": "neg_clip_loss"}, "pairs": {"targets": 3}},
+            "config": {
+                "clip_score": {"model": "clip", "keep": "neg_clip_loss", "fraction": "0.9"},
+                "pairs": {"targets": 3},
+            },
+            "clip_score_cut": 10_000,
             "work": {"images_decoded": 4}, "mining": {"pairs_with_too_few_negatives": 1},
             "seconds": {"describe": "1.25", "mine_pairs": "0.5"},
         }  # fmt: skip
+
+
+def _schema_of(row: dict[str, Any]) -> pa.Schema:
+    return pa.Table.from_pylist([row]).schema
 
 
 def _store(folder: Path) -> Store:
@@ -198,6 +252,51 @@ def test_counts_reasons_and_pairs_are_told(world: World) -> None:
         "pairs with too few negatives 1", "CC0-1.0 1",
     ):  # fmt: skip
         assert told in page.words
+
+
+def test_the_first_version_says_that_it_is_the_first(world: World) -> None:
+    page = Page(world.render())
+    assert "There is no version before this one to compare it with." in page.words
+    assert "caption cut clip neg_clip_loss, fraction 0.9 0.010 new" in page.words
+    assert "clip_score: {cut: 0.010000}" in page.words
+
+
+def test_what_came_and_went_is_told_and_shown(world: World) -> None:
+    page = Page(world.render_after(world.last_version()))
+    for told in (
+        "Since version 2", "records 1 2 0", "New records 1 of 1 shown", "Make it green leaf",
+        "Records that are gone 1 of 2 shown", "Gone: Make it green leaf",
+        "images removed left the corpus 1", "pairmill diff 2 3",
+        "0.010 +0.0000 0.010 to 0.010 from version 2",
+    ):  # fmt: skip
+        assert told in page.words, told
+
+
+def test_of_a_record_whose_picture_left_nothing_is_shown(world: World) -> None:
+    html = world.render_after(world.last_version())
+    assert b"Left for good" not in html
+    assert b"l" * 12 not in html
+    assert b"f" * 12 not in html
+
+
+def test_a_changed_setting_is_named(world: World) -> None:
+    last = world.last_version()
+    config = {**last["config"], "pairs": {"targets": 9}}
+    page = Page(world.render_after(last, config=config))
+    assert "pairs.targets 3 to 9" in page.words
+    world.store.put("datasets/leaves/v000002/fates.parquet", b"PAR1")
+    since = {"version": 2, "unreadable": "fates.parquet of version 2 is damaged"}
+    assert "fates.parquet of version 2 is damaged" in Page(world.render(since=since)).words
+
+
+def test_a_refused_build_says_so_first(world: World) -> None:
+    said = ["publish.gates.min_records is 9, this build has 1"]
+    page = Page(world.render(version=None, refused=said))
+    assert "report of a build that was refused" in page.words
+    assert "1 record would have come out. Refused on 2026-11-20" in page.words
+    assert said[0] in page.words
+    assert "--set publish.gates.min_records=" in page.words
+    assert "version None" not in page.words.lower()
 
 
 def test_every_picture_is_in_the_page_and_has_words(world: World) -> None:
@@ -233,14 +332,15 @@ def test_policy_allows_the_style_and_nothing_else(world: World) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_untrusted_text_stays_text(tmp_path: Path, attack: str) -> None:
-    calm = Page(World(tmp_path).render())
+    calm = World(tmp_path)
+    calm = Page(calm.render_after(calm.last_version()))
     world = World(tmp_path, (attack,) * 4)
     world.instructions = [attack]
     world.extra = [
         {"level": "object", "id": f"{attack}.jpg", "fate": "unreadable", "stage": "describe",
          "rule": "unreadable", "detail": attack}
     ]  # fmt: skip
-    html = world.render()
+    html = world.render_after(world.last_version())
     page = Page(html)
     # Nothing but the elements of the report itself, which has one reason more to tell of.
     more = [tag for tag, _ in page.elements if tag not in {t for t, _ in calm.elements}]
