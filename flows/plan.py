@@ -120,7 +120,8 @@ class _Walk:
         try:
             return stage(*given, **named)
         except WouldRun as would:
-            self.other_model = not would.inputs.get("new") and "captions" not in would.inputs
+            known = ("captions", "forgotten")
+            self.other_model = not would.inputs.get("new") and would.inputs.keys().isdisjoint(known)
             self.items.append(self._reading(would))
             return self._stand_in("describe", self._described())
 
@@ -130,6 +131,8 @@ class _Walk:
             model = plain(str(would.inputs["model"]), 80)
             why = f"changed model: {model} is new to this store, or its files are"
             return Item("describe", why, self._seconds_of(1.0))
+        if "forgotten" in would.inputs:
+            return Item("describe", "something was forgotten: its rows are taken out", None)
         if "captions" in would.inputs:
             return Item("describe", f"{would.inputs['captions']:,} new captions to embed", None)
         new, size = would.inputs["new"], would.inputs["bytes"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from infra import growing, likeness, neighbours, tables, versions
+from infra import growing, likeness, neighbours, tables, tombstones, versions
 from infra.errors import PairmillError
 from infra.ledger import Ledger
 from infra.store import Store
@@ -178,9 +178,13 @@ def why_not(store: Store, manifest: Mapping[str, Any], first: str, second: str) 
 
 
 def _find(version: Version, name: str) -> list[dict[str, Any]]:
-    """Rows of fates by exact id, else by its start, else by the file name at its end."""
-    ids = pl.col("id")
-    for match in (ids == name, ids.str.starts_with(name), ids.str.ends_with(f"/{name}")):
+    """Rows of fates by exact id, else by its start, else by the file name at its end.
+
+    What was forgotten stands there under a keyed hash, which is found by the name.
+    """
+    ids, gone = pl.col("id"), tombstones.load(version.store)
+    starts, ends = ids.str.starts_with(name), ids.str.ends_with(f"/{name}")
+    for match in (ids == name, starts, ends, ids == gone.keyed(name)):
         rows = version.fates.filter(match) if name else version.fates.clear()
         if rows.height:
             return rows.to_dicts()

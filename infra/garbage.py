@@ -196,7 +196,13 @@ def _marks(store: Store) -> tuple[int, float, dict[str, list[Any]]]:
 
 
 def _mark(store: Store, number: int, garbage: Mapping[str, Stat]) -> None:
-    listed = {key: [stat.etag, int(stat.mtime * 1000)] for key, stat in garbage.items()}
+    # Where times have whole seconds, a second write within the second would not show.
+    young = pins.clock(store) - 2
+    listed = {
+        key: [stat.etag, int(stat.mtime * 1000)]
+        for key, stat in garbage.items()
+        if not (stat.mtime.is_integer() and stat.mtime > young)
+    }
     store.put(pins.MARKS, canonical({"generation": number, "garbage": listed}))
 
 

@@ -76,18 +76,16 @@ def families(store: Store) -> Iterator[tuple[str, str]]:
             yield kind, family
 
 
-def clean(
-    store: Store, grown: Grown, gone: Tombstones, wanted: frozenset[str] = frozenset()
-) -> tuple[Table, list[dict[str, Any]]]:
+def clean(store: Store, grown: Grown, gone: Tombstones) -> tuple[Table, list[dict[str, Any]]]:
     """The table without rows that tombstones name, and what went of `objects`, as `forgotten` rows.
 
-    A shard without such rows stays as it is. Captions in `wanted` are in use again, and stay.
+    A shard without such rows stays as it is.
     """
     shards: list[Shard] = []
     removed: list[dict[str, Any]] = []
     for shard in grown.table.shards:
         names = _names(store, grown, shard)
-        dead = [_is_dead(grown.kind, row, gone, wanted) for row in names]
+        dead = [_is_dead(grown.kind, row, gone) for row in names]
         if not any(dead):
             shards.append(shard)
             continue
@@ -130,12 +128,9 @@ def _names(store: Store, grown: Grown, shard: Shard) -> list[dict[str, Any]]:
     return found
 
 
-def _is_dead(
-    kind: str, row: dict[str, Any], gone: Tombstones, wanted: frozenset[str] = frozenset()
-) -> bool:
+def _is_dead(kind: str, row: dict[str, Any], gone: Tombstones) -> bool:
     if kind == "texts":
-        caption = row["caption_id"]
-        return caption not in wanted and gone.keyed(caption) in gone.captions
+        return gone.keyed(row["caption_id"]) in gone.captions
     if kind == "forgotten":
         # A row of a container's member, where the container is forgotten whole.
         if row["key"] is None or row.get("member", "") is None:

@@ -49,7 +49,9 @@ class Tombstones:
         return bool(self.images or self.objects)
 
     def keyed(self, text: str) -> str:
-        """HMAC-SHA256 of a text under the store's secret, in hex."""
+        """HMAC-SHA256 of a text under the store's secret, in hex; nothing without a secret."""
+        if not self.secret:
+            return ""
         return hmac.digest(self.secret, text.encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def place(self, key: str, member: str | None, stamp: str) -> str:

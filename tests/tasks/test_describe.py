@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import boto3
@@ -16,6 +17,7 @@ from infra.errors import ConfigError
 from infra.models import ModelParams
 from infra.store import Location, open_store
 from tasks import describe as stage
+from tasks.snapshot import CorpusParams, snapshot
 from tests import pictures, stores
 from tests.conftest import BATCH, make_build, write_timm
 from tests.corpora import (
@@ -30,6 +32,7 @@ from tests.corpora import (
     parquet,
     rows,
     tar,
+    touch,
 )
 from tests.infra.conftest import aws_environment, create_bucket, moto_endpoint  # noqa: F401
 
@@ -138,8 +141,6 @@ def test_objects_that_are_no_images_have_their_fates(build):
 
 
 def test_a_file_that_goes_between_listing_and_reading_has_vanished(build):
-    from tasks.snapshot import CorpusParams, snapshot
-
     fill(build, COLOURS)
     fill(build, {"a.tar": tar([("x.jpg", COLOURS["0.jpg"])])})
     settings = CorpusParams(uri=build.corpus.uri)
@@ -335,6 +336,87 @@ def test_a_renamed_file_costs_a_read_and_no_decode(build, models):
     assert len(fates(after, seen)) == 6
 
 
+def test_a_file_that_was_moved_costs_nothing(tmp_path, pool, models):
+    build = noting(make_build(tmp_path, pool))
+    fill(build, {**COLOURS, "t.tar": webdataset(), "0.txt": "beside it"})
+    before = described(build, models)
+    root = Path(build.corpus.uri)
+    (root / "moved").mkdir()
+    for name in ("0.jpg", "0.txt", "1.jpg", "t.tar"):
+        (root / name).rename(root / "moved" / name)
+    stores.READS.clear()
+    after = again(build)
+    seen = described(after, models)
+    assert work(after) == {} and stores.READS == []
+    assert captions(after, seen)["moved/0.jpg"] == ["beside it"]
+    assert set(images(after, seen).values()) == set(images(build, before).values())
+    assert fates(after, seen)["moved/t.tar::000.jpg"] == "image"
+    assert len(fates(after, seen)) == len(fates(build, before))
+
+
+def test_a_moved_file_whose_caption_stayed_is_read_again(tmp_path, pool):
+    build = noting(make_build(tmp_path, pool))
+    fill(build, {"0.jpg": COLOURS["0.jpg"], "0.txt": "beside it"})
+    described(build)
+    Path(build.corpus.uri, "0.jpg").rename(Path(build.corpus.uri, "1.jpg"))
+    stores.READS.clear()
+    seen = described(again(build))
+    assert captions(build, seen) == {"1.jpg": []} and stores.READS == ["1.jpg"]
+
+
+def test_bytes_that_change_behind_an_equal_stamp_are_found_by_their_digest(build):
+    fill(build, {"0.jpg": pictures.jpeg(40, 36, 1), "1.jpg": pictures.jpeg(40, 36, 2)})
+    path = Path(build.corpus.uri, "0.jpg")
+    digests = {"check": "digest"}
+    first = described(build, corpus=digests)
+    assert described(again(build), corpus=digests) == first
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    plain = described(again(build))
+    data[-3] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert images(build, described(again(build))) == images(build, plain)
+    found = images(build, described(again(build), corpus=digests))
+    assert found["0.jpg"] != images(build, first)["0.jpg"]
+    path.rename(path.with_name("9.jpg"))
+    after = again(build)
+    assert set(images(build, described(after, corpus=digests))) == {"1.jpg", "9.jpg"}
+    assert not work(after)
+
+
+def test_a_file_written_within_the_second_of_its_listing_is_read_once_more(tmp_path, pool):
+    """Where times have whole seconds; they are made so here."""
+    build = noting(make_build(tmp_path, pool))
+    fill(build, {"0.jpg": COLOURS["0.jpg"]})
+    now = int(time.time()) * 1_000_000_000
+    path = Path(build.corpus.uri, "0.jpg")
+    os.utime(path, ns=(now, now))
+    before = images(build, described(build))
+    with path.open("r+b") as file:
+        file.write(pictures.jpeg(40, 36, 9).ljust(path.stat().st_size, b"\0"))
+    os.utime(path, ns=(now, now))
+    assert images(build, described(again(build))) != before
+    time.sleep(max(0.0, now / 1e9 + 2.1 - time.time()))
+    described(again(build))
+    stores.READS.clear()
+    described(again(build))
+    assert stores.READS == []
+
+
+def test_what_was_read_and_is_not_what_was_listed_is_left_to_the_next_build(tmp_path, pool):
+    build = make_build(tmp_path, pool)
+    fill(build, {"0.jpg": COLOURS["0.jpg"], "t.tar": webdataset()})
+    settings = CorpusParams(uri=build.corpus.uri)
+    found = snapshot(build, settings)
+    for key in ("0.jpg", "t.tar"):
+        touch(build, key)
+    params = stage.DescribeParams(min_side=1, device="cpu")
+    seen = stage.describe(build, found.listing, found.file_captions, settings, {}, params)
+    assert fates(build, seen) == {"0.jpg": "vanished", "t.tar": "vanished"}
+    assert fates(build, described(again(build)))["0.jpg"] == "image"
+
+
 def test_a_changed_file_under_an_old_name_is_noticed(build, models):
     fill(build, COLOURS)
     before = images(build, described(build, models))
@@ -414,8 +496,6 @@ def noting(build: Build) -> Build:
 
 
 def test_an_image_that_goes_before_a_new_model_saw_it_has_vanished(tmp_path, pool, models):
-    from tasks.snapshot import CorpusParams, snapshot
-
     build = make_build(tmp_path, pool)
     fill(build, {"a.jpg": COLOURS["0.jpg"], "b.jpg": COLOURS["0.jpg"], "c.jpg": COLOURS["1.jpg"]})
     described(build)
@@ -523,6 +603,35 @@ def test_s3_is_described_as_a_folder_is(moto_endpoint, build, models):  # noqa: 
     assert vectors(bucket, seen, "clip") == vectors(build, here, "clip")
     quiet = again(bucket)
     assert described(quiet, models, corpus=place) == seen and not work(quiet)
+
+
+def test_on_s3_a_renamed_object_costs_nothing_and_a_new_upload_a_read(
+    moto_endpoint,  # noqa: F811
+    build,
+    models,
+    monkeypatch,
+):
+    from infra.s3 import S3Store
+
+    create_bucket(moto_endpoint, "nights")
+    client = boto3.client("s3", endpoint_url=moto_endpoint)
+    for key in ("0.jpg", "1.jpg"):
+        client.put_object(Bucket="nights", Key=f"set/{key}", Body=COLOURS[key])
+    place = {"endpoint": moto_endpoint, "region": "us-east-1"}
+    corpus = open_store(Location(uri="s3://nights/set", **place))
+    bucket = dataclasses.replace(build, corpus=corpus)
+    before = images(bucket, described(bucket, models, corpus=place))
+    read, get = [], S3Store.get
+    monkeypatch.setattr(S3Store, "get", lambda self, *a: read.append(a[0]) or get(self, *a))
+    client.copy_object(Bucket="nights", Key="set/9.jpg", CopySource="nights/set/0.jpg")
+    client.delete_object(Bucket="nights", Key="set/0.jpg")
+    moved = again(bucket)
+    found = images(moved, described(moved, models, corpus=place))
+    assert (found["9.jpg"], read, work(moved)) == (before["0.jpg"], [], {})
+    client.put_object(Bucket="nights", Key="set/1.jpg", Body=COLOURS["2.jpg"])
+    later = again(bucket)
+    assert images(later, described(later, models, corpus=place))["1.jpg"] != before["1.jpg"]
+    assert read == ["1.jpg"]
 
 
 def test_a_model_that_does_not_load_ends_it_before_any_work(build, tmp_path):
