@@ -94,18 +94,18 @@ class Prefect:
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """Kill -9 of a process and of all that it started."""
-        parent = psutil.Process(process.pid)
-        for one in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(process.pid)
+            for one in [parent, *parent.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
         process.wait()
         self.processes.remove(process)
 
     def stop(self) -> None:
         # The worker first: it would wait for a server that is gone.
-        for process in reversed(self.processes):
-            process.kill()
-            process.wait()
+        for process in reversed([*self.processes]):
+            self.kill(process)
 
 
 def small_corpus(folder: Path, pictures: int) -> Path:
