@@ -269,6 +269,26 @@ def verify_absent(config: ConfigOption = None, store: StoreOption = None) -> Non
         _fail(error)
 
 
+@app.command("verify-store")
+def verify_store(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged; the next build makes it anew.")
+    ] = False,
+) -> None:
+    """Re-hash every shard that the ledger names, and say which are damaged or missing."""
+    from flows.answers import open_dataset
+    from flows.verify_store import verify_store as verify
+
+    try:
+        place, _ = open_dataset(config, store, "any" if store else None)
+        for line in verify(place, repair):
+            print(plain(line, 2_000))
+    except PairmillError as error:
+        _fail(error)
+
+
 @app.command()
 def gc(
     config: Annotated[Path, typer.Option("-c", "--config", help="YAML config.")],

@@ -96,7 +96,7 @@ class Ledger:
         if not isinstance(record, dict):
             raise PairmillError(
                 f"the ledger record {path} in {self.store.uri} is damaged; "
-                "delete it and the work it stood for is done again"
+                "`pairmill verify-store --repair` removes it, and its work is done again"
             )
         if record.get("format") != FORMAT:
             raise PairmillError(

@@ -26,6 +26,9 @@ class Damaged(PairmillError):
         self.sha256 = sha256
 
 
+REPAIR = "`pairmill verify-store --repair` removes what names it, and the next run makes it anew"
+
+
 class Shard(NamedTuple):
     """One Parquet file of a table."""
 
@@ -123,14 +126,12 @@ def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | 
         data = store.get(shard_key(shard.sha256))
     except NotFound as error:
         raise Damaged(
-            f"shard {shard.sha256[:12]} of table {name} is gone from {store.uri}; "
-            "delete the store's ledger/ folder to rebuild it",
+            f"shard {shard.sha256[:12]} of table {name} is gone from {store.uri}; {REPAIR}",
             shard.sha256,
         ) from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise Damaged(
-            f"shard {shard.sha256[:12]} of table {name} is damaged in {store.uri}; "
-            "delete that file and the store's ledger/ folder to rebuild it",
+            f"shard {shard.sha256[:12]} of table {name} is damaged in {store.uri}; {REPAIR}",
             shard.sha256,
         )
     return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)

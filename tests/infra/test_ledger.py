@@ -204,7 +204,7 @@ def test_a_record_of_floats_is_refused(ledger):
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[1]", b"3"])
 def test_a_damaged_record_says_what_to_do(data, ledger):
     ledger.store.put("ledger/search/fam/key.json", data)
-    with pytest.raises(PairmillError, match=r"key\.json .*is damaged; delete it"):
+    with pytest.raises(PairmillError, match=r"key\.json .*is damaged; .*verify-store"):
         ledger.find("search", "fam", "key")
 
 

@@ -63,7 +63,7 @@ def test_a_frame_takes_its_schema(store):
 def test_a_missing_shard_says_what_to_do(store):
     table = tables.write(store, "file_captions", ROWS)
     store.delete(tables.shard_key(table.shards[0].sha256))
-    with pytest.raises(PairmillError, match=r"is gone from .*; delete the store's ledger/ folder"):
+    with pytest.raises(PairmillError, match=r"is gone from .*; `pairmill verify-store --repair`"):
         tables.read(store, table)
 
 
@@ -71,7 +71,7 @@ def test_a_damaged_shard_says_what_to_do(store):
     table = tables.write(store, "file_captions", ROWS)
     path = Path(store.uri, tables.shard_key(table.shards[0].sha256))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(PairmillError, match=r"is damaged .*; delete that file"):
+    with pytest.raises(PairmillError, match=r"is damaged .*; `pairmill verify-store --repair`"):
         tables.read(store, table)
 
 
