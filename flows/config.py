@@ -13,6 +13,7 @@ from infra import pins
 from infra.build import Build, Progress, silent
 from infra.cluster import ClusterParams, open_pool
 from infra.errors import ConfigError
+from infra.ledger import check_format
 from infra.models import ModelParams
 from infra.store import Location, open_store, overlaps, probe_conditional_writes
 from tasks.deduplicate import DedupParams
@@ -204,7 +205,7 @@ def open_build(
     """Open stores and pool for a config; the pool starts when a stage first needs it.
 
     Raises ConfigError for a store that does not keep conditional writes, unless the config says
-    `store.single_writer: true`.
+    `store.single_writer: true`; PairmillError for one that a newer Pairmill made.
     """
     check_places(config)
     store = open_store(Location(**config.store.model_dump(exclude={"single_writer"})))
@@ -215,6 +216,7 @@ def open_build(
             f"{store.uri} does not keep conditional writes, so two builds could overwrite each "
             "other; use another store, or set store.single_writer: true and run one at a time"
         )
+    check_format(store, write=not planning)
     life = 60 * config.tidy.pin_minutes
     with pins.hold(store, life) as pin, open_pool(config.cluster) as pool:
         yield Build(corpus, store, pool, progress, planning, pin=pin)

@@ -17,7 +17,7 @@ import polars as pl
 from infra import growing, pins, tables
 from infra.errors import PairmillError
 from infra.growing import Grown
-from infra.ledger import FORMAT, Ledger
+from infra.ledger import FORMAT, Ledger, check_format
 from infra.store import NotFound, Store
 from infra.tables import Table
 
@@ -51,6 +51,7 @@ def verify_store(store: Store, repair: bool = False) -> Iterator[str]:
     Raises Damaged where something was found and left, PairmillError where a build is at work that
     a repair could disturb, or a newer Pairmill wrote the store.
     """
+    check_format(store, write=False)
     found = survey(store)
     yield from told(found)
     if not found.records and not found.objects:

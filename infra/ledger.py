@@ -13,6 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
@@ -21,10 +22,11 @@ from pydantic import BaseModel
 from infra import tables
 from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError
-from infra.store import NotFound, Store
+from infra.store import Conflict, NotFound, Store
 from infra.tables import Table
 
 FORMAT = 1
+MARK = "pairmill.json"
 SKETCH = 256  # ids by which sets are told apart
 NEAREST_OF = 8  # records that are looked at
 
@@ -104,6 +106,31 @@ class Ledger:
                 f"{FORMAT}; use the Pairmill that wrote the store, or an empty store"
             )
         return record
+
+
+def check_format(store: Store, *, write: bool) -> None:
+    """Refuse a store that a newer Pairmill made; a new store is marked, with `write`.
+
+    Raises PairmillError.
+    """
+    try:
+        data = store.get(MARK)
+    except NotFound:
+        if write:
+            with suppress(Conflict):
+                store.put(MARK, canonical({"format": FORMAT}), if_absent=True)
+        return
+    try:
+        found = json.loads(data)["format"]
+    except (ValueError, KeyError, TypeError):
+        raise PairmillError(
+            f"{MARK} in {store.uri} is damaged; delete it if no other program keeps files there"
+        ) from None
+    if found != FORMAT:
+        raise PairmillError(
+            f"{store.uri} was made by another Pairmill (format {found}, this one reads {FORMAT}); "
+            "use that one, or an empty store"
+        )
 
 
 def generation(key: str) -> int:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from infra import tables
 from infra.build import WouldRun
 from infra.errors import PairmillError
-from infra.ledger import Ledger, family, stage
-from infra.store import Location, open_store
+from infra.ledger import Ledger, check_format, family, stage
+from infra.store import Location, NotFound, open_store
 from infra.tables import Table
 
 
@@ -212,3 +212,26 @@ def test_a_record_of_a_later_format_is_refused(ledger):
     ledger.store.put("ledger/search/fam/key.json", b'{"format": 2}')
     with pytest.raises(PairmillError, match="has format 2, this Pairmill reads 1"):
         ledger.find("search", "fam", "key")
+
+
+def test_a_store_is_marked_once_with_its_format(ledger):
+    check_format(ledger.store, write=False)
+    with pytest.raises(NotFound):
+        ledger.store.get("pairmill.json")
+    for _ in range(2):
+        check_format(ledger.store, write=True)
+    assert ledger.store.get("pairmill.json") == b'{"format":1}'
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        (b'{"format":2}', r"made by another Pairmill \(format 2, this one reads 1\)"),
+        (b"", r"pairmill\.json in .* is damaged"),
+        (b"[]", "is damaged"),
+    ],
+)
+def test_a_store_of_another_format_is_refused(mark, said, ledger):
+    ledger.store.put("pairmill.json", mark)
+    with pytest.raises(PairmillError, match=said):
+        check_format(ledger.store, write=True)
