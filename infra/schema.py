@@ -144,6 +144,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         model=pa.string(),
         prompt=pa.string(),
     ),
+    "asked": _fields(pair_id=ID, query_caption_id=ID, target_caption_id=ID),
     # Numbers that a stage calibrated on the corpus, such as a cut.
     "facts": _fields(name=pa.string(), value=pa.int64()),
     "drops": _fields(

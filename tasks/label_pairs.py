@@ -7,6 +7,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import polars as pl
+import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,9 +18,10 @@ from infra.canonical import digest, settings
 from infra.cluster import Crash
 from infra.errors import PairmillError
 from infra.ledger import stage
+from infra.schema import SCHEMAS
 from infra.tables import Table
 
-VERSION = 1
+VERSION = 2
 PROMPTS = Path(__file__).parent / "prompts"
 CAPTION_LIMIT = 500  # characters of a caption that are shown to a model
 INSTRUCTION_LIMIT = 300  # characters
@@ -182,10 +185,11 @@ def _digest_of_files(calls: str) -> str:
 
 
 class LabelTables(NamedTuple):
-    """Labels of pairs, and pairs without one."""
+    """Labels of pairs, pairs without one, and the captions with which each pair was asked about."""
 
     labels: Table
     drops: Table
+    asked: Table
 
 
 def _is_final(found: LabelTables, build: Build) -> bool:
@@ -199,6 +203,7 @@ def _is_final(found: LabelTables, build: Build) -> bool:
     reads={"pairs": ("pair_id",), "eligible": ("image_id", "caption_id"), "captions": ()},
     meaning=meaning,
     is_final=_is_final,
+    starts_from=("pairs", "pair_id"),
 )
 def label_pairs(
     build: Build,
@@ -207,17 +212,16 @@ def label_pairs(
     captions: Table,
     objects: Table,
     params: LabelParams,
+    before: LabelTables | None = None,
 ) -> LabelTables:
     """Label every pair or say why not. All calls are made here, in one asynchronous process.
 
-    Raises infra.mllm.EndpointUnavailable where the endpoint of `mllm` has never answered.
+    A pair that was asked about with the captions it has today is not asked about again. Raises
+    infra.mllm.EndpointUnavailable where the endpoint of `mllm` has never answered.
     """
-    texts = tables.frame(build.store, eligible).join(
-        tables.frame(build.store, captions), on="caption_id", how="left"
-    )
-    caption = dict(texts.select("image_id", "text").iter_rows())
-    mined = tables.frame(build.store, pairs, ["pair_id", "query", "target"])
-    asked = [PairText(p, q, t, caption.get(q), caption.get(t)) for p, q, t in mined.iter_rows()]
+    every = _questions(build, pairs, eligible, captions)
+    old, new = _answered(build, every, before)
+    asked = [PairText(*row) for row in new.select(PairText._fields).iter_rows()]
     if params.labeller == "captions":
         found = label_by_captions(asked)
         build.progress("label_pairs", len(asked), len(asked))
@@ -226,10 +230,55 @@ def label_pairs(
         progress = partial(build.progress, "label_pairs")
         found = asyncio.run(label_by_mllm(asked, images, params, progress))
     build.work["labels_requested"] += found.requested
-    return _as_tables(build, found)
+    labels, drops = _as_frames(found)
+    if before is not None:
+        labels = pl.concat([_of(build, before.labels, "pair_id", old), labels])
+        drops = pl.concat([_of(build, before.drops, "id", old), drops])
+    return LabelTables(
+        tables.write_frame(build.store, "labels", labels.sort("pair_id")),
+        tables.write_frame(build.store, "drops", drops.sort("id")),
+        tables.write_frame(build.store, "asked", every),
+    )
 
 
-def _as_tables(build: Build, found: Labelled) -> LabelTables:
+def _questions(build: Build, pairs: Table, eligible: Table, captions: Table) -> pl.DataFrame:
+    """Pairs in order of id, with the captions of query and target and their ids."""
+    texts = tables.frame(build.store, eligible, ["image_id", "caption_id"]).join(
+        tables.frame(build.store, captions), on="caption_id", how="left"
+    )
+    rows = tables.frame(build.store, pairs, ["pair_id", "query", "target"])
+    for side in ("query", "target"):
+        about = texts.select(
+            pl.col("image_id").alias(side),
+            pl.col("caption_id").alias(f"{side}_caption_id"),
+            pl.col("text").alias(f"{side}_caption"),
+        )
+        rows = rows.join(about, on=side, how="left")
+    return rows.sort("pair_id")
+
+
+def _answered(
+    build: Build, every: pl.DataFrame, before: LabelTables | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Pairs that have their answer from an earlier build, and the others."""
+    if before is None:
+        return every.clear(), every
+    failed = tables.frame(build.store, before.drops).filter(pl.col("rule") == "endpoint_error")
+    asked = tables.frame(build.store, before.asked).join(
+        failed.select(pl.col("id").alias("pair_id")), on="pair_id", how="anti"
+    )
+    same = ["pair_id", "query_caption_id", "target_caption_id"]
+    old = every.join(asked, on=same, how="semi", nulls_equal=True)
+    return old, every.join(old, on="pair_id", how="anti")
+
+
+def _of(build: Build, table: Table, key: str, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The rows of some pairs."""
+    rows = tables.frame(build.store, table)
+    return rows.join(pairs.select(pl.col("pair_id").alias(key)), on=key, how="semi")
+
+
+def _as_frames(found: Labelled) -> tuple[pl.DataFrame, pl.DataFrame]:
     labels = [{**row._asdict(), "instructions": list(row.instructions)} for row in found.labels]
     # What a server said of a failure may differ from call to call, and fates are hashed.
     drops = [
@@ -242,9 +291,9 @@ def _as_tables(build: Build, found: Labelled) -> LabelTables:
         }
         for row in found.drops
     ]
-    return LabelTables(
-        tables.write(build.store, "labels", labels), tables.write(build.store, "drops", drops)
-    )
+    rows = (("labels", labels), ("drops", drops))
+    one, other = (pl.DataFrame(pa.Table.from_pylist(r, schema=SCHEMAS[n])) for n, r in rows)
+    return one, other
 
 
 def _prepared(

@@ -23,9 +23,11 @@ from tasks.label_pairs import (
     PairText,
     label_by_captions,
     label_by_mllm,
+    label_pairs,
     meaning,
 )
 from tests.mllm_server import BEHAVIOURS, MllmServer, completion, digests, said
+from tests.tasks.examples import new_build, put, rows
 
 
 @pytest.mark.parametrize(
@@ -309,3 +311,38 @@ def test_only_what_decides_the_labels_is_part_of_their_meaning():
 def test_the_labeller_mllm_needs_an_endpoint():
     with pytest.raises(ValidationError, match=r"needs endpoint\.url and endpoint\.model"):
         LabelParams(labeller="mllm")
+
+
+# The stage ------------------------------------------------------------------------------------
+
+CAPTIONS = {"sky": "a blue sky", "sea": "a blue sea", "sun": "a red sun", "mud": "brown mud"}
+
+
+def labelled(build, captioned):
+    """Label all ordered pairs of images by their captions: {pair_id: instructions or rule}."""
+    ids = sorted(captioned)
+    pairs = [(f"{a}>{b}", a, b, [], []) for a in ids for b in ids if a != b]
+    eligible = [(image, caption, 0) for image, caption in captioned.items()]
+    found = label_pairs(
+        build,
+        put(build, "pairs", "pair_id query target ties negatives", pairs),
+        put(build, "eligible", "image_id caption_id clip_score", eligible),
+        put(build, "captions", "caption_id text", list(CAPTIONS.items())),
+        put(build, "objects", "key", []),
+        LabelParams(),
+    )
+    labels = {row["pair_id"]: row["instructions"] for row in rows(build, found.labels)}
+    return labels | {row["id"]: row["rule"] for row in rows(build, found.drops)}
+
+
+def test_a_night_asks_about_new_pairs_and_changed_captions_only(build, tmp_path):
+    asked = []
+    for captioned in (
+        {"a": "sky", "b": "sea", "c": None},
+        {"a": "sky", "b": "sea", "c": None, "d": "sun"},
+        {"a": "sky", "b": "mud", "d": "sun"},
+    ):
+        whole = labelled(new_build(tmp_path / f"{len(asked)}"), captioned)
+        assert labelled(build, captioned) == whole
+        asked.append(build.work.pop("labels_requested"))
+    assert asked == [6, 6, 4]
