@@ -12,19 +12,19 @@ from flows.summary import measured, outcome, summary, tell_refused
 from infra.build import Build
 from infra.errors import Refused
 from infra.tables import Table
-from tasks.align_captions import AlignParams, align_captions
-from tasks.deduplicate import deduplicate
-from tasks.describe import describe
-from tasks.filter_captions import check_model, filter_captions
+from tasks.align_captions import Aligned, AlignParams, align_captions
+from tasks.deduplicate import Unique, deduplicate
+from tasks.describe import Described, describe
+from tasks.filter_captions import Filtered, check_model, filter_captions
 from tasks.find_neighbours import find_neighbours, search_params
-from tasks.fold_fates import fold_fates
-from tasks.label_pairs import label_pairs
-from tasks.make_records import make_records
-from tasks.mine_pairs import mine_pairs, mining_params
+from tasks.fold_fates import Fates, fold_fates
+from tasks.label_pairs import LabelTables, label_pairs
+from tasks.make_records import Records, make_records
+from tasks.mine_pairs import Mined, mine_pairs, mining_params
 from tasks.publish import Contents, publish
 from tasks.report import render
-from tasks.score_captions import score_captions, scoring_params
-from tasks.snapshot import snapshot
+from tasks.score_captions import Scored, score_captions, scoring_params
+from tasks.snapshot import Snapshot, snapshot
 from tasks.tidy import check_forgotten, tidy
 
 
@@ -33,6 +33,20 @@ class Searched(NamedTuple):
 
     members: dict[str, Table]
     lists: dict[str, Table]
+
+
+class Across(NamedTuple):
+    """What the stages across images gave, by their names."""
+
+    align_captions: Aligned
+    deduplicate: Unique
+    score_captions: Scored
+    filter_captions: Filtered
+    find_neighbours: Searched
+    mine_pairs: Mined
+    label_pairs: LabelTables
+    make_records: Records
+    fold_fates: Fates
 
 
 @flow(name="build", flow_run_name="{config.dataset}")
@@ -57,23 +71,79 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
     listed = step(snapshot)(run, config.corpus)
     seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
     listed = listed._replace(listing=seen.listing)
+    found = across(run, config, listed, seen, step)
+    contents = Contents(
+        found.make_records.records,
+        found.fold_fates.fates,
+        seen.images,
+        found.filter_captions.eligible,
+        seen.captions,
+        seen.objects,
+    )
+    report = partial(
+        render,
+        run,
+        contents,
+        found.deduplicate.survivors,
+        found.filter_captions.facts,
+        found.find_neighbours.lists,
+        found.mine_pairs.bands,
+        pairs=found.mine_pairs.pairs,
+    )
+    measure = partial(measured, run, {"snapshot": listed, "describe": seen, **found._asdict()})
+    about = {"config": config.published()}
+    check_forgotten(run)
+    version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)
+    result = summary(run, version)
+    keep = (config.publish.keep_versions, config.publish.keep_days)
+    tidied = step(tidy)(run, config.dataset, seen.objects, version.fresh, keep, config.tidy)
+    return {**result, "tidied": tidied._asdict()}
+
+
+def across(
+    run: Build, config: BuildConfig, listed: Snapshot, seen: Described, step: Any = step
+) -> Across:
+    """From what is known of every image to records and fates: the stages across images."""
     images, captions, vectors, texts = seen.images, seen.captions, seen.vectors, seen.texts
     clip = config.clip_score.model
-
     check_model(clip, texts)
     matched = step(align_captions)(
         run, images, seen.image_captions, vectors[clip], texts[clip], AlignParams(model=clip)
     )
     aligned = matched.aligned
-    unique = step(deduplicate)(run, images, seen.looks, aligned, captions, vectors, config.dedup)
+    compared = {m: vectors[m] for m in vectors if config.dedup.uses(m)}
+    unique = step(deduplicate)(run, images, seen.looks, aligned, captions, compared, config.dedup)
     survivors = unique.survivors
     scored = step(score_captions)(
         run, aligned, survivors, vectors[clip], texts[clip], scoring_params(config.clip_score)
     )
     fitting = step(filter_captions)(run, aligned, survivors, scored.values, config.clip_score)
-    eligible = fitting.eligible
+    near = _neighbours(run, config, fitting.eligible, {"image": vectors, "caption": texts}, step)
+    used = {space.model for space in config.spaces.values()}
+    spaced = ({m: table for m, table in kind.items() if m in used} for kind in (vectors, texts))
+    mined = step(mine_pairs)(
+        run, fitting.eligible, *near, *spaced, mining_params(config.pairs, config.spaces)
+    )
+    labelled = step(label_pairs)(
+        run, mined.pairs, fitting.eligible, captions, seen.objects, config.labels
+    )
+    pairs, labels = mined.pairs, labelled.labels
+    records = step(make_records)(
+        run, pairs, labels, fitting.eligible, captions, images, survivors, config.split
+    )
+    drops = [stage.drops for stage in (listed, seen, unique, fitting, mined, labelled)]
+    fates = step(fold_fates)(run, seen.objects, images, pairs, labels, drops)
+    return Across(matched, unique, scored, fitting, near, mined, labelled, records, fates)
 
-    embedded = {"image": vectors, "caption": texts}
+
+def _neighbours(
+    run: Build,
+    config: BuildConfig,
+    eligible: Table,
+    embedded: dict[str, dict[str, Table]],
+    step: Any,
+) -> Searched:
+    """Lists of every space."""
     found = {
         name: step(find_neighbours)(
             run,
@@ -83,33 +153,7 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
         )
         for name, space in config.spaces.items()
     }
-    near = Searched(
+    return Searched(
         {name: space.members for name, space in found.items()},
         {name: space.lists for name, space in found.items()},
     )
-    mined = step(mine_pairs)(
-        run, eligible, *near, vectors, texts, mining_params(config.pairs, config.spaces)
-    )
-    labelled = step(label_pairs)(run, mined.pairs, eligible, captions, seen.objects, config.labels)
-
-    records = step(make_records)(
-        run, mined.pairs, labelled.labels, eligible, captions, images, survivors, config.split
-    ).records
-    drops = [stage.drops for stage in (listed, seen, unique, fitting, mined, labelled)]
-    fates = step(fold_fates)(run, seen.objects, images, mined.pairs, labelled.labels, drops).fates
-    contents = Contents(records, fates, images, eligible, captions, seen.objects)
-    tables = (contents, survivors, fitting.facts, near.lists, mined.bands)
-    report = partial(render, run, *tables, pairs=mined.pairs)
-    ran = {
-        "snapshot": listed, "describe": seen, "align_captions": matched, "deduplicate": unique,
-        "score_captions": scored, "filter_captions": fitting, "find_neighbours": near,
-        "mine_pairs": mined, "label_pairs": labelled,
-    }  # fmt: skip
-    measure = partial(measured, run, ran)
-    about = {"config": config.published()}
-    check_forgotten(run)
-    version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)
-    result = summary(run, version)
-    keep = (config.publish.keep_versions, config.publish.keep_days)
-    tidied = step(tidy)(run, config.dataset, seen.objects, version.fresh, keep, config.tidy)
-    return {**result, "tidied": tidied._asdict()}

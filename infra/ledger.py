@@ -3,8 +3,8 @@
     ledger/<stage>/<family>/<key>.json      a finished stage: its tables and counts
     ledger/<stage>/<family>/receipts/...    a finished shard of a stage that was interrupted
 
-A family is the stage's name, VERSION and the parameters that affect its result; a key adds the
-digest of the columns it reads.
+A family is the stage's name, VERSION, the parameters that affect its result, and the names of
+tables that say with what their rows were made; a key adds the digest of the columns it reads.
 """
 
 import functools
@@ -172,8 +172,9 @@ def stage(
             bound.apply_defaults()
             inputs, outputs = bound.arguments, get_type_hints(fn)["return"]
             means = settings(_plain(meaning(inputs["params"])))
-            kin = family(name, version, means)
             digests = {arg: _digest(build.store, inputs[arg], reads[arg]) for arg in reads}
+            numerics = {arg: digests[arg] for arg in reads if not reads[arg]}
+            kin = family(name, version, [means, numerics])
             key = digest(digests)
             record = build.ledger.find(name, kin, key)
             if record is not None:

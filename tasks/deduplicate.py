@@ -44,6 +44,10 @@ class DedupParams(BaseModel):
     )
     caption_radius: int = Field(0, ge=0, le=16, description="Hamming distance of such SimHashes.")
 
+    def uses(self, model: str) -> bool:
+        """Whether the vectors of a model have a say."""
+        return self.near == "cosine" and self.model == model
+
 
 class Unique(NamedTuple):
     """Each image's survivor (itself where it survives), the drops, and the hashes compared."""

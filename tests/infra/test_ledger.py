@@ -104,6 +104,23 @@ def test_a_stage_starts_from_the_likest_set_of_its_family(build):
     assert [None, list("abcdef"), list("abcdef"), None] == BEFORE
 
 
+def test_work_on_vectors_of_another_kind_is_not_started_from(build):
+    BEFORE.clear()
+
+    def of_vectors(
+        build, members: Table, vectors: Table, params: Params, before: Doubled | None = None
+    ) -> Doubled:
+        return _told_before(build, members, params, before)
+
+    search = stage(
+        1, {"members": ["image_id"], "vectors": []}, starts_from=("members", "image_id")
+    )(of_vectors)
+    for kind in ("clip", "dino", "clip"):
+        some = members(build, "a", *([] if BEFORE else "b"))
+        search(build, some, Table(f"vectors-{kind}"), Params())
+    assert BEFORE == [None, None, ["a", "b"]]
+
+
 def test_a_damaged_state_is_not_started_from(build):
     BEFORE.clear()
     done = update(build, members(build, *"abc", shard_rows=1), Params())
