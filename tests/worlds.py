@@ -103,6 +103,7 @@ def seen(build: Build, world: World, objects: pl.DataFrame, linked: pl.DataFrame
         for name, rows in world.growing.items()
     }
     return Described(
+        listing=Table("listing"),
         objects=_write(build, "objects", objects),
         images=_write(build, "images", images.sort("image_id")),
         looks=grown["looks"],
