@@ -169,7 +169,7 @@ def load(params: ModelParams, device: str) -> Model:
 def files(params: ModelParams) -> tuple[tuple[str, int, str], ...]:
     """Name, size and time of a model's files in folders and buckets, to notice a replaced one."""
     found = []
-    for place in (params.name, params.weights or ""):
+    for place in filter(None, (params.name, params.weights)):
         path = Path(place)
         if place.startswith("s3://"):
             found += [(s.key, s.size, s.etag) for s in _stored(place)]

@@ -310,3 +310,14 @@ def test_a_missing_model_bucket_is_one_line(model_bucket):
 
 def test_a_clip_that_was_written_with_another_seed_differs(clip_folder, tmp_path):
     assert numerics(clip(write_clip(tmp_path / "c", seed=3))) != numerics(clip(clip_folder))
+
+
+def test_the_files_of_a_model_are_its_own_and_not_the_working_directory_s(
+    clip_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = models.files(clip(clip_folder))
+    assert {name for name, *_ in before} == {"open_clip_config.json", "open_clip_model.safetensors"}
+    (tmp_path / "notes.txt").write_text("another night")
+    assert models.files(clip(clip_folder)) == before
+    assert models.files(ModelParams(library="timm", name="vit_tiny_patch16_224")) == ()
