@@ -70,6 +70,14 @@ def _stage_of(error: Exception) -> str:
     return getattr(error, "stage", "config")
 
 
+def _wide() -> Console:
+    """A console that cuts no table short where its output goes to a file or another program."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
+
+
 def _fail(error: PairmillError, as_json: bool = False) -> NoReturn:
     """Say what went wrong in one line and end with the error's exit status."""
     Console(stderr=True).print(Text(f"error: {plain(str(error), 2_000)}"), soft_wrap=True)
@@ -95,7 +103,7 @@ def plan(
     if as_json:
         print(json.dumps(planning.as_json(found)))
     else:
-        planning.show(found, Console())
+        planning.show(found, _wide())
 
 
 @app.command()
@@ -133,7 +141,7 @@ def versions(
     if as_json:
         print(json.dumps([row._asdict() for row in rows]))
     else:
-        show(rows, Console())
+        show(rows, _wide())
 
 
 @app.command()
@@ -188,7 +196,7 @@ def diff(
     if as_json:
         print(json.dumps(difference.as_json(found)))
     else:
-        difference.show(found, Console())
+        difference.show(found, _wide())
 
 
 @app.command()

@@ -78,9 +78,12 @@ def show(found: Difference, console: Console) -> None:
         return
     console.print(_totals(found))
     name, ids = _names(old, new), _examples(rows)
-    table = RichTable("", "why", "count", "for example", box=None, pad_edge=False)
-    table.columns[2].justify = "right"
-    table.columns[3].no_wrap, table.columns[3].overflow = True, "ellipsis"
+    table = RichTable(box=None, pad_edge=False, expand=True)
+    for head, more in (
+        ("", {}), ("why", {}), ("count", {"justify": "right"}),
+        ("for example", {"ratio": 1, "overflow": "ellipsis"}),
+    ):  # fmt: skip
+        table.add_column(head, no_wrap=True, **more)
     last = ""
     for level, change, reason, count in changes.counts(rows):
         head = f"{level}s {change}"

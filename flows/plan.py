@@ -21,7 +21,6 @@ from infra.build import Build, WouldRun
 from infra.canonical import settings
 from infra.changes import config_changes
 from infra.errors import PairmillError
-from infra.ledger import family
 from infra.store import NotFound, Store
 from infra.tables import Table
 from infra.text import plain
@@ -120,30 +119,32 @@ class _Walk:
         try:
             return stage(*given, **named)
         except WouldRun as would:
-            known = ("captions", "forgotten")
-            self.other_model = not would.inputs.get("new") and would.inputs.keys().isdisjoint(known)
+            self.other_model = would.stage == "load models" or bool(would.inputs.get("again"))
             self.items.append(self._reading(would))
             return self._stand_in("describe", self._described())
 
     def _reading(self, would: WouldRun) -> Item:
-        """Work of describe: files to read, captions to embed, or a model never used before."""
+        """Work of describe: files to read, images that lack something, captions to embed."""
+        inputs = would.inputs
         if would.stage == "load models":
-            model = plain(str(would.inputs["model"]), 80)
+            model = plain(str(inputs["model"]), 80)
             why = f"changed model: {model} is new to this store, or its files are"
             return Item("describe", why, self._seconds_of(1.0))
-        if "forgotten" in would.inputs:
-            return Item("describe", "something was forgotten: its rows are taken out", None)
-        if "captions" in would.inputs:
-            return Item("describe", f"{would.inputs['captions']:,} new captions to embed", None)
-        new, size = would.inputs["new"], would.inputs["bytes"]
-        if not new:
-            why = "pictures read before lack what a changed model or limit needs"
-            return Item("describe", why, self._seconds_of(1.0))
+        if "captions" in inputs:
+            return Item("describe", f"{inputs['captions']:,} new captions to embed", None)
+        if "forgotten" in inputs:
+            rows = inputs["forgotten"]
+            return Item("describe", f"forgotten: {rows:,} rows leave the feature tables", None)
+        new, again, size = inputs["new"], inputs["again"], inputs["bytes"]
         share = size / max(1, self.corpus["bytes"])
         self.corpus["new"] = new
-        self.share = None if self.share is None else min(1.0, self.share + share)
-        why = f"new bytes: {new:,} new or changed {'file' if new == 1 else 'files'} ({_size(size)})"
-        return Item("describe", why, self._seconds_of(share))
+        self.share = None if self.share is None or again else min(1.0, self.share + share)
+        files = f"{new:,} new or changed {'file' if new == 1 else 'files'} ({_size(size)})"
+        causes = [f"new bytes: {files}"] if new else []
+        if again:
+            causes.append(f"changed model: {again:,} images lack {', '.join(inputs['lacking'])}")
+            share += again / max(1, self.last["counts"]["images"] if self.last else again)
+        return Item("describe", "; ".join(causes), self._seconds_of(min(1.0, share)))
 
     def _seconds_of(self, share: float) -> float | None:
         """Time for a share of the pictures, at the pace of the runs that decoded the most."""
@@ -186,10 +187,10 @@ class _Walk:
             except WouldRun:
                 pass
         means = settings(_plain(stage.meaning(inputs["params"])))
-        found = _records(self.build.store, stage.stage)
-        kin = [r for key, r in found if key == family(stage.stage, stage.version, means)]
-        record, why = self._cause(stage, inputs, means, kin, [r for _, r in found], moved)
-        seconds = self._estimate(kin or [r for _, r in found], whole=not kin)
+        every = _records(self.build.store, stage.stage)
+        kin = [r for r in every if (r.get("params"), r.get("version")) == (means, stage.version)]
+        record, why, whole = self._cause(stage, inputs, means, kin, every, moved)
+        seconds = self._estimate(kin or every, whole)
         self.items.append(Item(_name(stage, inputs["params"]), why, seconds))
         return self._stand_in(stage.stage, _outputs(stage, record))
 
@@ -201,15 +202,20 @@ class _Walk:
         kin: list[dict[str, Any]],
         every: list[dict[str, Any]],
         moved: Mapping[str, set[str]],
-    ) -> tuple[dict[str, Any] | None, str]:
-        """The record that comes nearest, and what differs from it."""
+    ) -> tuple[dict[str, Any] | None, str, bool]:
+        """The record that comes nearest, what differs from it, and whether all is done anew."""
         if kin:
             equal = {id(r): self._equal(stage, inputs, r, moved) for r in kin}
             record = max(reversed(kin), key=lambda r: (len(equal[id(r)]), r.get("created", 0)))
-            other = [arg for arg in stage.reads if arg in inputs and arg not in equal[id(record)]]
-            return record, _because(other, moved)
+            given = [arg for arg in stage.reads if arg in inputs]
+            other = [arg for arg in given if arg not in equal[id(record)]]
+            # Vectors and their like are named by what made them.
+            models = [arg for arg in other if not stage.reads[arg]]
+            if models and not moved:
+                return record, f"changed model: other {', '.join(models)}", True
+            return record, _because(other, moved), bool(models)
         if not every:
-            return None, "never done in this store"
+            return None, "never done in this store", True
         record = max(reversed(every), key=lambda r: r.get("created", 0))
         causes = []
         if record.get("version", stage.version) != stage.version:
@@ -220,7 +226,7 @@ class _Walk:
             for key, old, new in differ[:SHOWN_SETTINGS]
         ]
         causes += [f"{len(differ) - SHOWN_SETTINGS} more"] if len(differ) > SHOWN_SETTINGS else []
-        return record, "; ".join(causes) or _because([], moved)
+        return record, "; ".join(causes) or _because([], moved), True
 
     def _equal(
         self, stage: Any, inputs: Mapping[str, Any], record: Mapping[str, Any], moved: Any
@@ -297,20 +303,16 @@ def _plain(params: Any) -> Any:
     return params.model_dump(mode="json") if hasattr(params, "model_dump") else params
 
 
-def _records(store: Store, stage: str) -> list[tuple[str, dict[str, Any]]]:
-    """(family, record) of the last records of a stage in order; damaged ones are passed over."""
+def _records(store: Store, stage: str) -> list[dict[str, Any]]:
+    """The last records of a stage in order, of all families; damaged ones are passed over."""
     prefix = f"ledger/{stage}/"
     try:
         found = [s for s in store.list(prefix) if s.key[len(prefix) :].count("/") == 1]
     except NotFound:
         return []
-    records = []
-    for stat in sorted(found, key=lambda s: (s.mtime, s.key))[-RECORDS:]:
-        kin, _, _ = stat.key[len(prefix) :].partition("/")
-        record = versions.parsed(store.get(stat.key))
-        if record and "tables" in record:
-            records.append((kin, record))
-    return records
+    last = sorted(found, key=lambda s: (s.mtime, s.key))[-RECORDS:]
+    records = (versions.parsed(store.get(stat.key)) for stat in last)
+    return [record for record in records if record and "tables" in record]
 
 
 def _outputs(stage: Any, record: Mapping[str, Any] | None) -> Any:

@@ -94,7 +94,7 @@ def _in_a_word(manifest: Mapping[str, Any], before: Mapping[str, Any] | None) ->
         words += [f"model {name}" for name in since["models"]]
         for change, sign in (("added", "+"), ("removed", "\N{MINUS SIGN}")):
             count = sum(n for level, c, _, n in since["changes"] if (level, c) == ("image", change))
-            words += [f"{sign}{count:,} images"] if count else []
+            words += [f"{sign}{count:,} {'image' if count == 1 else 'images'}"] if count else []
     elif before:
         count = manifest["counts"]["images"] - before["counts"]["images"]
         words += [f"{count:+,} images"] if count else []

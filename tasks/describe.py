@@ -99,7 +99,7 @@ def describe(
         new = new.join(moved.select("key").unique(), on="key", how="anti")
     # Once more where an image was lost to a model it lacked, and a copy lies elsewhere.
     while todo := list(_todo(state, job, known, new, params.shard_images)):
-        build.begin("describe", {"new": new.height, "bytes": int(new["size"].sum())})
+        build.begin("describe", _ahead(new, todo))
         found = _run(build, state, job, todo)
         known = pl.concat([known, found]).unique(
             ["key", "member"], keep="last", maintain_order=True
@@ -114,6 +114,18 @@ def describe(
             _embed_captions(build, state, job, name, captions)
     listing = _without(build, state, listing, hidden)
     return _described(build, state, job, objects, captions, hidden, listing)
+
+
+def _ahead(new: pl.DataFrame, todo: list[Shards]) -> dict[str, Any]:
+    """What is to be read, for a plan: new files, and images known before that lack something."""
+    fresh = set(new["key"])
+    again = [shard.needs for shard in todo for source in shard.sources if source.key not in fresh]
+    return {
+        "new": new.height,
+        "bytes": int(new["size"].sum()),
+        "again": len(again),
+        "lacking": sorted({name for needs in again for name in needs}),
+    }
 
 
 def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:

@@ -90,8 +90,9 @@ def test_changed_code_is_told_by_its_version(plan, monkeypatch):
 def test_a_changed_model_moves_all_that_follows(plan, history):
     models = config_of(history)["models"]
     models["dino"]["batch"] = 3
-    stages, _ = plan(models=models)
-    assert stages["describe"] == "pictures read before lack what a changed model or limit needs"
+    stages, found = plan(models=models)
+    count = found.last["counts"]["images"]
+    assert stages["describe"] == f"changed model: {count} images lack dino"
     assert "follows" in stages["mine_pairs"]
 
 
