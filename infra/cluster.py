@@ -34,6 +34,7 @@ PACKAGES = ("flows", "tasks", "infra")
 CONNECT_SECONDS = 60
 CHECK_SECONDS = 30
 TICK_SECONDS = 5
+START_ATTEMPTS = 3
 WORKER_BYTES = 2 << 30
 
 
@@ -396,7 +397,8 @@ def _started(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pairmill-"))
         stack.enter_context(dask.config.set(_worker_config(threads)))
         with _kept_environment():
-            cluster = kind(
+            cluster = _up(
+                kind,
                 threads_per_worker=params.threads_per_worker,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
@@ -406,6 +408,20 @@ def _started(
                 **options,
             )
         yield stack.enter_context(cluster)
+
+
+def _up(kind: Callable[..., Any], **options: Any) -> Any:
+    """A cluster that has started; Dask gives one up whose worker dies while it starts."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            return kind(**options)
+        except RuntimeError as error:
+            cause = error
+            log.warning("a Dask worker ended while it started (attempt %d)", attempt)
+    raise PairmillError(
+        f"Dask workers end while they start ({START_ATTEMPTS} attempts): see the log of the "
+        "machine, or give them more memory (cluster.memory_limit, fewer cluster.workers)"
+    ) from cause
 
 
 @contextmanager
