@@ -308,6 +308,15 @@ def test_every_picture_is_in_the_page_and_has_words(world: World) -> None:
     assert {"red leaf", "green leaf", "stone"} <= {img["alt"] for img in page.all("img")}
 
 
+def test_every_element_and_class_is_one_that_the_style_knows(world: World) -> None:
+    page = Page(world.render_after(world.last_version()))
+    classes = {c for _, attrs in page.elements for c in (attrs.get("class") or "").split()}
+    assert {"kept", "start"} <= classes
+    assert {c for c in classes if f".{c}" not in page.style} <= {"digest"}
+    assert all(tag.isalnum() and len(tag) <= 10 for tag, _ in page.elements)
+    assert any("open" in attrs for attrs in page.all("details"))
+
+
 def test_equal_inputs_give_equal_bytes(world: World) -> None:
     assert world.render() == world.render()
 
