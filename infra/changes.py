@@ -197,7 +197,8 @@ def _objects(old: Side, new: Side, images: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pairs(old: Side, new: Side) -> pl.DataFrame:
-    rows = _joined(_flat(old), _flat(new), "id")
+    spaces = list(dict.fromkeys([*_spaces(old), *_spaces(new)]))
+    rows = _joined(_flat(old, spaces), _flat(new, spaces), "id")
     for end in ("query", "target"):
         rows = rows.with_columns(pl.coalesce(end, f"{end}_new").alias(end))
         for name, one in (("was", old), ("now", new)):
@@ -206,6 +207,7 @@ def _pairs(old: Side, new: Side) -> pl.DataFrame:
     added, removed = (pl.col("change") == change for change in ("added", "removed"))
     settings = " and ".join(k for k in ("pairs", "spaces", "neighbours") if _differs(old, new, k))
     moved = [_out_of_band(one, ending) for one, ending in ((old, "_new"), (new, ""))]
+    other_spaces = pl.lit(set(_spaces(old)) != set(_spaces(new)))
     known = pl.col("query").is_not_null()
     labels = pl.col("fate").ne_missing(pl.col("fate_new"))
     ranks = pl.any_horizontal(
@@ -216,6 +218,7 @@ def _pairs(old: Side, new: Side) -> pl.DataFrame:
         (removed & known & _missing("now"), f"an image of it {_gone(old, new)}"),
         (added & known & _dropped("was"), "an image of it was dropped before"),
         (removed & known & _dropped("now"), "an image of it is dropped now"),
+        ((added | removed) & other_spaces, "a space came or went"),
         (added & known & moved[0], "a band moved"),
         (removed & known & moved[1], "a band moved"),
         ((added | removed) & pl.lit(bool(settings)), f"settings of {settings} changed"),
@@ -240,7 +243,7 @@ def _pairs(old: Side, new: Side) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _flat(side: Side) -> pl.DataFrame:
+def _flat(side: Side, spaces: Sequence[str]) -> pl.DataFrame:
     """Pairs with their fate, each space's score and rank in columns, negatives as one text."""
     fates = side.fates.filter(pl.col("level") == "pair").select("id", "fate")
     pairs = side.pairs.select(
@@ -249,7 +252,7 @@ def _flat(side: Side) -> pl.DataFrame:
     ties = side.pairs.select(pl.col("pair_id").alias("id"), "ties").explode("ties")
     ties = ties.drop_nulls("ties").unnest("ties")
     found = fates.join(pairs, on="id", how="left")
-    for space in _spaces(side):
+    for space in spaces:
         one = ties.filter(pl.col("space") == space)
         columns = [pl.col(c).alias(f"{space} {c}") for c in ("score", "rank")]
         found = found.join(one.select("id", *columns), on="id", how="left")

@@ -71,8 +71,14 @@ def _numbers_with(store: Store, dataset: str, file: str) -> list[int]:
 
 
 def read_manifest(store: Store, dataset: str, number: int) -> dict[str, Any]:
-    """The manifest of a version. Raises PairmillError where it is damaged."""
-    manifest = parsed(store.get(f"{version_folder(dataset, number)}/manifest.json"))
+    """The manifest of a version. Raises PairmillError where it is damaged, NotFound where gone."""
+    try:
+        manifest = parsed(store.get(f"{version_folder(dataset, number)}/manifest.json"))
+    except NotFound as error:
+        raise NotFound(
+            f"version {number} of {dataset!r} in {store.uri} has no manifest; where latest.json "
+            "names it, restore the manifest, or delete latest.json and run a build"
+        ) from error
     if manifest is None or manifest.get("version") != number or "digest" not in manifest:
         raise PairmillError(
             f"the manifest of version {number} of {dataset!r} in {store.uri} is damaged; restore "

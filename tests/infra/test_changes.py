@@ -217,6 +217,22 @@ def test_what_became_of_a_pair(old, new, reason) -> None:
     assert [row[2] for row in said(old, new, "pair")] == [reason]
 
 
+def test_a_space_that_is_new_or_no_more_is_no_obstacle() -> None:
+    other = {**BAND, "space": "words"}
+    one, two = version(ALIVE, [pair("a>b")]), version(ALIVE, [pair("a>b")], band=other)
+    two = two._replace(
+        pairs=two.pairs.with_columns(
+            pl.col("ties").list.eval(
+                pl.element().struct.with_fields(space=pl.lit("words"))  # type: ignore[arg-type]
+            )
+        )
+    )
+    for old, new in ((one, two), (two, one)):
+        assert [row[2] for row in said(old, new, "pair")] == ["its scores or ranks moved"]
+    gone = said(one, version(ALIVE, band=other), "pair")
+    assert [row[2] for row in gone] == ["a space came or went"]
+
+
 def test_records_say_which_part_changed() -> None:
     pairs = [pair("a>b"), pair("b>a")]
     old = version(ALIVE, pairs, {"a>b": "Make it red", "b>a": "Make it blue"})
