@@ -16,12 +16,13 @@ from infra.captions import Columns
 from infra.cluster import Crash
 from infra.corpus import SIDECAR_TYPES, extension, is_image_name
 from infra.errors import ConfigError, PairmillError
-from infra.store import Location, Stat
+from infra.store import Location, NotFound, Stat, Store
 from infra.tables import Table
 from infra.tombstones import Tombstones
 
 VERSION = 3
 MAX_KEY = 4_096
+STEADY_ATTEMPTS = 3  # readings of a caption file that somebody writes
 RACY_SECONDS = 2.0
 
 
@@ -219,11 +220,16 @@ def _caption_file(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows (key, caption, licence) of one caption file, and how many captions were refused."""
     wanted = Columns(params.key_column, params.caption_column, params.licence_column or None)
-    shown = [VERSION, stat.key, stat.etag, stat.size, list(wanted), params.max_caption_chars]
-    key = digest([*shown, *names.digest])
+
+    def key_of(stat: Stat) -> str:
+        shown = [VERSION, stat.key, stat.etag, stat.size, list(wanted), params.max_caption_chars]
+        return digest([*shown, *names.digest])
+
+    key = key_of(stat)
     record = build.ledger.find("snapshot", "caption_files", key)
     if record is None:
-        data = build.corpus.get(stat.key)
+        data, stat = _steady(build.corpus, stat)
+        key = key_of(stat)
         refused = Counter[str]()
         rows = list(_rows(stat.key, data, wanted, params.max_caption_chars, refused))
         if not rows and (params.captions or params.caption_column):
@@ -239,6 +245,26 @@ def _caption_file(
         build.ledger.write("snapshot", "caption_files", key, record)
     found = tables.read(build.store, Table.from_json(record["tables"]["rows"])).to_pylist()
     return found, record["refused"]
+
+
+def _steady(store: Store, stat: Stat) -> tuple[bytes, Stat]:
+    """A file read while nobody wrote it, and its facts then, which may not be those listed.
+
+    Raises PairmillError where it has gone or keeps changing.
+    """
+    for _ in range(STEADY_ATTEMPTS):
+        try:
+            data, now = store.get(stat.key), store.head(stat.key)
+        except NotFound as error:
+            raise PairmillError(
+                f"caption file {stat.key} was removed while the corpus was listed; run again"
+            ) from error
+        if now.etag == stat.etag:
+            return data, now
+        stat = now
+    raise PairmillError(
+        f"caption file {stat.key} keeps changing while it is read; run again when it is written"
+    )
 
 
 def _rows(
