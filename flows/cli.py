@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from infra.errors import PairmillError
+from infra.errors import PairmillError, Refused
 from infra.text import plain
 
 app = typer.Typer(
@@ -82,7 +82,10 @@ def _fail(error: PairmillError, as_json: bool = False) -> NoReturn:
     """Say what went wrong in one line and end with the error's exit status."""
     Console(stderr=True).print(Text(f"error: {plain(str(error), 2_000)}"), soft_wrap=True)
     if as_json:
-        print(json.dumps({"error": str(error), "stage": _stage_of(error)}))
+        more: dict[str, Any] = {}
+        if isinstance(error, Refused):
+            more = {"refused": error.reasons, "report": error.report}
+        print(json.dumps({"error": str(error), "stage": _stage_of(error), **more}))
     raise typer.Exit(error.exit_code)
 
 
@@ -133,15 +136,17 @@ def versions(
     """List the versions of a dataset."""
     from flows.answers import open_dataset
     from flows.versions import listed, show
+    from infra.versions import refused as find_refused
 
     try:
-        rows = listed(*open_dataset(config, store, dataset))
+        place, name = open_dataset(config, store, dataset)
+        rows, refused = listed(place, name), find_refused(place, name)
     except PairmillError as error:
         _fail(error, as_json)
     if as_json:
         print(json.dumps([row._asdict() for row in rows]))
     else:
-        show(rows, _wide())
+        show(rows, refused, _wide())
 
 
 @app.command()

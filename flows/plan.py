@@ -48,6 +48,7 @@ class Plan(NamedTuple):
     corpus: dict[str, int]
     items: list[Item]
     version: Version | None
+    refused: Mapping[str, Any] | None
 
     @property
     def seconds(self) -> float:
@@ -64,8 +65,9 @@ def plan(config: BuildConfig) -> Plan:
         walk = _Walk(build, config, last)
         with suppress(_Seen):
             stages(build, config, step=walk.step)
+        refused = versions.refused(build.store, config.dataset)
     changed = list(config_changes(last["config"], settings(config.published()))) if last else []
-    return Plan(config.dataset, last, changed, walk.corpus, walk.items, walk.version)
+    return Plan(config.dataset, last, changed, walk.corpus, walk.items, walk.version, refused)
 
 
 def _last(store: Store, dataset: str) -> dict[str, Any] | None:
@@ -363,6 +365,7 @@ def as_json(found: Plan) -> dict[str, Any]:
         "stages": [item._asdict() for item in found.items],
         "seconds": round(found.seconds, 1),
         "nothing_to_do": not found.items,
+        "refused": found.refused,
     }
 
 
@@ -398,6 +401,8 @@ def _heading(found: Plan) -> Iterator[str]:
         )
     elif corpus:
         yield f"  corpus: {corpus['files']:,} files, {_size(corpus['bytes'])}"
+    if found.refused:
+        yield f"  the last build was refused by {versions.refused_by(found.refused)}"
     for key, old, new in found.settings:
         yield f"  setting {plain(key, 100)}: {_short(old)} to {_short(new)}"
 

@@ -101,8 +101,8 @@ def _in_a_word(manifest: Mapping[str, Any], before: Mapping[str, Any] | None) ->
     return ", ".join(words) or "labels or names only"
 
 
-def show(rows: list[Listed], console: Console) -> None:
-    """The versions as a table."""
+def show(rows: list[Listed], refused: Mapping[str, Any] | None, console: Console) -> None:
+    """The versions as a table, and what refused the last build, where it was."""
     heads = ("version", "date", "digest", "records", "images", "size", "what changed")
     table = RichTable(*heads, box=None, pad_edge=False)
     for column in table.columns[:6]:
@@ -123,6 +123,10 @@ def show(rows: list[Listed], console: Console) -> None:
     console.print(table)
     latest = [row.number for row in rows if row.state == "latest"]
     console.print(f"latest is version {latest[0]}" if latest else "latest names none of these")
+    if refused:
+        day = plain(str(refused.get("created", "?")), 40)[:16].replace("T", " ")
+        by = versions.refused_by(refused)
+        console.print(Text(f"the build of {day} was refused by {by}"), soft_wrap=True)
 
 
 def _size(count: int) -> str:

@@ -188,7 +188,12 @@ def _find(version: Version, name: str) -> list[dict[str, Any]]:
         rows = version.fates.filter(match) if name else version.fates.clear()
         if rows.height:
             return rows.to_dicts()
-    manifest = version.manifest
+    manifest, kind = version.manifest, gone.found(name)
+    if kind is not None:
+        raise PairmillError(
+            f"version {manifest['version']} of {manifest['dataset']} has nothing of the {kind} "
+            f"{plain(name, 80)!r}: `pairmill forget` named it"
+        )
     raise PairmillError(
         f"version {manifest['version']} of {manifest['dataset']} has no object, image or pair "
         f"{plain(name, 80)!r}; give a key, a file name, or the start of an id"
@@ -218,7 +223,9 @@ def _fate(version: Version, row: Row) -> Iterator[Line]:
     by_rule = row["rule"] and row["rule"] != row["fate"]
     yield "fate", f"{decided}: {plain(row['rule'], 80)}" if by_rule else decided
     limit = _limit(version, row)
-    if limit:
+    if row["fate"] == "forgotten":
+        yield "because", "`pairmill forget` named it; of its name the keyed hash above is kept"
+    elif limit:
         yield "because", limit
     elif row["detail"] and row["level"] != "pair" and row["fate"] not in TOLD_BELOW:
         yield "because", plain(row["detail"], 300)

@@ -137,6 +137,7 @@ def _images(old: Side, new: Side) -> pl.DataFrame:
     cuts = [s.manifest.get("clip_score_cut") for s in (old, new)]
     was_cut, now_cut = (pl.lit(cut, pl.Int64) for cut in cuts)
     reason = _first(
+        ((now == "forgotten") & (pl.col("change") == "added"), "forgotten"),
         (pl.col("change") == "added", "arrived"),
         (pl.col("change") == "removed", _gone(old, new)),
         (lost & found & pl.col("survivor_now").is_null(), "another survivor: the old one left"),

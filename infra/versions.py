@@ -64,6 +64,20 @@ def withdrawn(store: Store, dataset: str) -> dict[int, dict[str, Any]]:
     return found
 
 
+def refused(store: Store, dataset: str) -> dict[str, Any] | None:
+    """What reason.json says of the last build, where that one was refused."""
+    try:
+        return parsed(store.get(f"{refused_folder(dataset)}/reason.json"))
+    except NotFound:
+        return None
+
+
+def refused_by(why: Mapping[str, Any]) -> str:
+    """The gates that refused a build, by name."""
+    gates = dict.fromkeys(f"publish.gates.{reason['gate']}" for reason in why.get("reasons", ()))
+    return plain(", ".join(gates), 300)
+
+
 def _numbers_with(store: Store, dataset: str, file: str) -> list[int]:
     prefix = f"datasets/{dataset}/v"
     names = (s.key[len(prefix) :].partition("/") for s in store.list(prefix))

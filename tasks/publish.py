@@ -175,12 +175,12 @@ def _since(
     """
     if last is None:
         return None
+    new = changes.unpublished(store, manifest, contents.fates, contents.records)
     try:
         old = changes.published(store, last)
-    except PairmillError as error:
-        return {"version": last["version"], "unreadable": str(error)}
-    new = changes.unpublished(store, manifest, contents.fates, contents.records)
-    return changes.summary(last, manifest, changes.between(old, new))
+        return changes.summary(last, manifest, changes.between(old, new))
+    except (PairmillError, pl.exceptions.PolarsError) as error:
+        return {"version": last["version"], "unreadable": str(error).partition("\n")[0]}
 
 
 def _refuse(

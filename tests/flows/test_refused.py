@@ -52,4 +52,12 @@ def test_the_command_ends_with_status_3(history, prefect_server, pairmill):
     last = json.loads(out.splitlines()[-1])
     assert last["stage"] == "publish"
     assert "publish.gates.max_drop_records is 0" in last["error"]
+    assert last["report"] == str(history.dataset / "refused/report.html")
+    assert last["refused"][0].startswith("publish.gates.max_drop_records is 0, this build has")
     assert not (history.dataset / "v000004").exists()
+    assert "was refused by publish.gates.max_drop_records" in (
+        pairmill("versions", "-c", history.config).out
+    )
+    plan = pairmill("plan", history.config, *words[:2]).out
+    assert "the last build was refused by publish.gates.max_drop_records" in plan
+    assert "records to publish as a new version" in plan

@@ -4,6 +4,9 @@ import json
 
 import polars as pl
 import pytest
+import yaml
+
+from tests.flows.conftest import run_build
 
 
 @pytest.fixture
@@ -182,3 +185,20 @@ def test_without_the_build_s_tables_it_says_what_is_gone(history, tables, pairmi
             assert row["instructions"][0] in out
         if name == "smaller.png":
             assert "pHash differs in" in out
+
+
+def test_what_was_forgotten_is_known_by_its_hash_only(history, pairmill):
+    key = history.keys[12]
+    assert pairmill("forget", key, "-c", history.config).status == 0
+    run_build(yaml.safe_load(history.config.read_text("utf-8")))
+    out, status = pairmill("why", key, "-c", history.config)
+    assert status == 0
+    assert "forgotten, decided by forget" in out
+    assert "of its name the keyed hash above is kept" in out
+    told = pairmill("diff", "3", "4", "-c", history.config).out
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    assert any(line.startswith("images added forgotten 1") for line in lines)
+    manifest = (history.dataset / "v000004/manifest.json").read_text("utf-8")
+    report = (history.dataset / "v000004/report.html").read_text("utf-8")
+    assert key not in manifest
+    assert key not in report

@@ -168,6 +168,14 @@ def test_a_forgotten_object_is_told_without_its_name() -> None:
     ]
 
 
+def test_a_forgotten_image_did_not_arrive() -> None:
+    old, new = images(("a", "unpaired")), images(("5f0c", "forgotten"))
+    assert [row[2] for row in said(old, new, "image")] == [
+        "forgotten",
+        "left the corpus or was forgotten",
+    ]
+
+
 ALIVE = [fate("image", name, "unpaired") for name in "ab"]
 NARROW = {**BAND, "low": 810}
 

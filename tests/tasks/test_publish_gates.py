@@ -1,14 +1,25 @@
 """A bad night: nothing is published, and it can be found out why."""
 
+import hashlib
+import io
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from infra.errors import Refused
 from infra.versions import find_version
 from tasks.publish import GateParams
 from tests.tasks.test_publish import RECORDS, contents, publish_trees
+
+
+def pq_bytes(columns):
+    """A Parquet file that is whole and not what it should be."""
+    buffer = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(buffer)
+    return buffer.getvalue()
+
 
 TOO_MANY = GateParams(min_records=4, max_drop_records=0.5, max_failures=0.1)
 
@@ -98,3 +109,19 @@ def test_what_is_costly_is_measured_only_where_there_is_something_to_publish(bui
     publish(build, *arguments, PublishParams(), measure)
     assert len(asked) == 2
     assert find_version(build.store, "trees", "latest")["occupied"] == {"look": 1}
+
+
+@pytest.mark.parametrize("body", [b"PAR1", pq_bytes({"level": ["image"]})])
+def test_a_last_version_that_can_t_be_read_does_not_stop_the_next(build, body):
+    publish_trees(build, contents(build, RECORDS[:1]))
+    folder = Path(build.store.uri, "datasets/trees/v000001")
+    (folder / "fates.parquet").write_bytes(body)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for file in manifest["files"]:
+        if file["name"] == "fates.parquet":
+            file["sha256"] = hashlib.sha256(body).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert publish_trees(build).number == 2
+    since = find_version(build.store, "trees", "2")["since"]
+    assert since["version"] == 1
+    assert since["unreadable"]
