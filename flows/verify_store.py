@@ -62,7 +62,7 @@ def verify_store(store: Store, repair: bool = False) -> Iterator[str]:
             "and the next build makes it anew"
         )
     with pins.alone(store) as alone:
-        if not alone:
+        if not alone():
             raise PairmillError("a build is at work in this store; repair it when that has ended")
         yield from mend(store, found)
 

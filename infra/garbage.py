@@ -258,15 +258,13 @@ def purge(
     Records go first: a process that dies in the middle leaves shards that nothing names.
     """
     with pins.alone(store, own) as is_alone:
-        if not is_alone:
+        if not is_alone():
             return None
         doomed = survey(store).garbage(is_kept, roots, at_once=True)
-        since = time.monotonic()
         for stat in sorted(doomed, key=lambda s: (not s.key.startswith("ledger/"), s.key)):
+            if not is_alone():
+                return None
             store.delete(stat.key)
-            if time.monotonic() - since > pins.ALONE_SECONDS / 6:
-                pins.still_alone(store)
-                since = time.monotonic()
         return len(doomed)
 
 

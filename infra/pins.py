@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,42 +115,58 @@ def clock(store: Store) -> float:
 
 
 @contextmanager
-def alone(store: Store, own: str | None = None) -> Iterator[bool]:
-    """Whether no other build is at work; while it says so, none begins.
+def alone(store: Store, own: str | None = None) -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether no other build is at work; while it does, none begins.
 
     A build that begins writes its pin, then looks for this sign; this writes the sign, then looks
-    for pins: so at least one of the two sees the other.
+    for pins: so at least one of the two sees the other. The sign is renewed; where that failed,
+    the function says no.
     """
-    store.put(ALONE, uuid4().hex.encode())
+    ended, renewed = threading.Event(), [_now()]
+    store.put(ALONE, canonical({"sign": uuid4().hex, **_process()}))
+
+    def keep() -> None:
+        while not ended.wait(ALONE_SECONDS / 6):
+            with suppress(StoreError):
+                start = _now()
+                store.put(ALONE, canonical({"sign": uuid4().hex, **_process()}))
+                renewed[0] = start
+
+    keeper = threading.Thread(target=keep, name="alone", daemon=True)
+    keeper.start()
     try:
-        yield not held(store, own)
+        is_alone = not held(store, own)
+        yield lambda: is_alone and _now() - renewed[0] < 0.8 * ALONE_SECONDS
     finally:
+        ended.set()
+        keeper.join()
         store.delete(ALONE)
-
-
-def still_alone(store: Store) -> None:
-    """To be called every few seconds of being alone: a sign of life."""
-    store.put(ALONE, uuid4().hex.encode())
 
 
 def put(store: Store, key: str, data: bytes) -> None:
     """Write a content-addressed object, so that a sweep which is just at it does no harm."""
     store.put(key, data)
-    if _swept(store, key):
-        until = time.monotonic() + WAIT_SECONDS
-        while _swept(store, key) and time.monotonic() < until:
-            time.sleep(TICK)
+    until = time.monotonic() + WAIT_SECONDS
+    waited = False
+    while signs := _swept(store, key):
+        waited = True
+        if time.monotonic() > until:
+            # Whoever left them is dead: a sweep is at one batch for less than that.
+            for sign in signs:
+                store.delete(sign)
+        time.sleep(TICK)
+    if waited:
         store.put(key, data)
 
 
-def _swept(store: Store, key: str) -> bool:
+def _swept(store: Store, key: str) -> list[str]:
+    """The signs of sweeps that are just at a key."""
+    signs = []
     for stat in _list(store, SWEEPING):
-        try:
+        with suppress(NotFound):
             if key in json.loads(store.get(stat.key))["keys"]:
-                return True
-        except NotFound:
-            continue
-    return False
+                signs.append(stat.key)
+    return signs
 
 
 def _now() -> float:
@@ -159,22 +175,31 @@ def _now() -> float:
 
 
 def _wait_for_others(store: Store) -> None:
-    seen, since = None, time.monotonic()
+    """Until nobody wants to be alone, or whoever did has ended, or gives no sign of life."""
+    seen, since = b"", time.monotonic()
     while True:
         try:
-            etag = store.head(ALONE).etag, store.get(ALONE)
+            sign = store.get(ALONE)
         except NotFound:
             return
-        if etag != seen:
-            seen, since = etag, time.monotonic()
-        elif time.monotonic() - since > ALONE_SECONDS:
+        if sign != seen:
+            seen, since = sign, time.monotonic()
+        if time.monotonic() - since > ALONE_SECONDS or _has_ended(_parsed(sign)):
             return
         time.sleep(TICK)
 
 
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
 def _read(store: Store, stat: Stat, now: float) -> Held | None:
     try:
-        body = json.loads(store.get(stat.key))
+        body = _parsed(store.get(stat.key))
         saw, life = int(body["saw"]), int(body["life_ms"]) / 1000
     except NotFound:
         return None

@@ -1,6 +1,7 @@
 """Forgetting, on real pictures: what was forgotten is in nothing that the next build leaves."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.forget import read_names
-from infra import tombstones
+from infra import pins, tombstones
 from infra.errors import PairmillError
+from infra.folder import FolderStore
 from tests.flows.place import pictures
 
 
@@ -206,3 +208,41 @@ def test_the_commands_say_and_return_what_they_found(place):
     assert run(app, ["forget", key, "--purge", *where]).exit_code == 0
     done = run(app, ["verify-absent", *where])
     assert done.exit_code == 0, done.stdout
+
+
+KEEPERS = ("pin", "alone")  # threads that keep a sign of life
+
+
+class Died(BaseException):
+    """What `kill -9` would be, as far as one process can try it on itself."""
+
+
+@pytest.mark.parametrize("at", [20, 60, 90, 110])
+def test_wherever_the_build_dies_that_forgets_the_next_one_ends_it(at, place, monkeypatch):
+    key = pictures()[5]["file_name"]
+    image = place.image(key)
+    place.forget(key, prefix="packed", purge=True)
+    monkeypatch.setattr(pins, "ALONE_SECONDS", 0.5)
+    put, delete, count = FolderStore.put, FolderStore.delete, [0]
+
+    def dying(write):
+        def call(store, name, *given, **named):
+            if threading.current_thread().name not in KEEPERS:
+                count[0] += 1
+                if count[0] > at:
+                    raise Died
+            return write(store, name, *given, **named)
+
+        return call
+
+    monkeypatch.setattr(FolderStore, "put", dying(put))
+    monkeypatch.setattr(FolderStore, "delete", dying(delete))
+    with pytest.raises(Died):
+        place.build()
+    monkeypatch.setattr(FolderStore, "put", put)
+    monkeypatch.setattr(FolderStore, "delete", delete)
+    for stat in place.store.list(pins.PREFIX):
+        place.store.delete(stat.key)
+    result = place.build()
+    assert result["fates"]["forgotten"] == 2
+    assert place.holding(image, key, "packed.tar") == set() and place.verify() == []

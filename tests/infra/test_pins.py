@@ -11,6 +11,7 @@ import pytest
 from infra import pins
 from infra.errors import PairmillError
 from infra.folder import FolderStore
+from infra.store import StoreError
 
 
 @pytest.fixture
@@ -81,9 +82,9 @@ def test_a_damaged_pin_counts_as_one_that_saw_nothing(store):
 def test_of_one_who_wants_to_be_alone_and_one_who_begins_one_sees_the_other(store):
     with pins.hold(store) as pin:
         with pins.alone(store) as is_alone:
-            assert not is_alone
+            assert not is_alone()
         with pins.alone(store, own=pin.key) as is_alone:
-            assert is_alone
+            assert is_alone()
     began = threading.Event()
 
     def begin():
@@ -91,7 +92,7 @@ def test_of_one_who_wants_to_be_alone_and_one_who_begins_one_sees_the_other(stor
             began.set()
 
     with pins.alone(store) as is_alone:
-        assert is_alone
+        assert is_alone()
         thread = threading.Thread(target=begin)
         thread.start()
         assert not began.wait(0.5)
@@ -104,6 +105,28 @@ def test_a_sign_without_life_holds_nobody_up_for_ever(store, monkeypatch):
     store.put(pins.ALONE, b"left by a dead process")
     with pins.hold(store):
         pass
+
+
+def refused(*given, **named):
+    raise StoreError("the disk is full")
+
+
+def test_who_can_not_renew_the_sign_is_alone_no_more(store, monkeypatch):
+    monkeypatch.setattr(pins, "ALONE_SECONDS", 0.5)
+    with pins.alone(store) as is_alone:
+        time.sleep(0.7)
+        assert is_alone()
+        monkeypatch.setattr(FolderStore, "put", refused)
+        time.sleep(0.7)
+        assert not is_alone()
+        monkeypatch.undo()
+
+
+def test_the_sign_of_a_dead_sweep_holds_one_writer_up_once(store, monkeypatch):
+    monkeypatch.setattr(pins, "WAIT_SECONDS", 0.1)
+    store.put(f"{pins.SWEEPING}dead.json", b'{"keys": ["data/a"]}')
+    pins.put(store, "data/a", b"x")
+    assert keys(store, pins.SWEEPING) == [] and store.get("data/a") == b"x"
 
 
 def test_who_writes_what_is_being_swept_writes_it_again(store):
