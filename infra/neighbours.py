@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra.errors import PairmillError
@@ -227,14 +228,12 @@ def distinct(vectors: NDArray[np.float16]) -> Groups:
     Groups are ordered by their first row. Raises VectorError like `scores`.
     """
     lengths = _lengths(vectors)
-    seen: dict[bytes, int] = {}
-    inverse = np.empty(len(vectors), np.int64)
-    for rows in _slices(len(vectors), BLOCK):
-        for row, vector in enumerate(vectors[rows] + np.float16(0), rows.start):
-            digest = blake2b(vector, digest_size=16).digest()
-            inverse[row] = seen.setdefault(digest, len(seen))
-    first = np.full(len(seen), len(vectors), np.int64)
-    np.minimum.at(first, inverse, np.arange(len(vectors)))
+    kind = pa.binary(2 * vectors.shape[1])
+    plain = pa.py_buffer(np.ascontiguousarray(vectors + np.float16(0)))
+    rows = pa.FixedSizeBinaryArray.from_buffers(kind, len(vectors), [None, plain])
+    frame = pl.DataFrame({"vector": rows.cast(pa.large_binary())}).with_row_index("row")
+    firsts = frame.select(pl.col("row").min().over("vector"))["row"].to_numpy().astype(np.int64)
+    first, inverse = np.unique(firsts, return_inverse=True)
     return Groups(first, inverse, np.where(lengths[first] > 0, ONE, 0).astype(np.int32))
 
 
@@ -248,6 +247,8 @@ def expand(lists: Lists, groups: Groups, k: int) -> Lists:
     k distinct vectors are enough: a vector that was cut ranks, by its first row, after the
     first rows of the k that were kept.
     """
+    if len(groups.first) == len(groups.inverse):
+        return Lists(lists.neighbour[:, :k], lists.score[:, :k], lists.computed)
     members = np.argsort(groups.inverse, kind="stable")
     starts = np.searchsorted(groups.inverse[members], np.arange(len(groups.first) + 1))
     neighbour = np.full((len(members), k), -1, np.int32)
