@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: sample test soak lint docs clean
+.PHONY: sample test soak lint docs keys clean
 
 sample: $(INSTALLED)
 	@$(BIN)/pairmill run sample/config.yaml
@@ -20,6 +20,10 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# After a change that is meant: acknowledge the ledger keys and the code of stages.
+keys: $(INSTALLED)
+	@PAIRMILL_ACKNOWLEDGE=1 $(BIN)/pytest tests/flows/test_ledger_keys.py
 
 docs: $(INSTALLED)
 	@$(BIN)/python docs/generate.py

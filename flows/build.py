@@ -131,7 +131,8 @@ def across(
     records = step(make_records)(
         run, pairs, labels, fitting.eligible, captions, images, survivors, config.split
     )
-    drops = [stage.drops for stage in (listed, seen, unique, fitting, mined, labelled)]
+    dropping = (listed, seen, unique, fitting, mined, labelled)
+    drops = {type(stage).__name__: stage.drops for stage in dropping}
     fates = step(fold_fates)(run, seen.objects, images, pairs, labels, drops)
     return Across(matched, unique, scored, fitting, near, mined, labelled, records, fates)
 

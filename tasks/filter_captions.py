@@ -13,6 +13,9 @@ from infra.errors import ConfigError
 from infra.ledger import stage
 from infra.tables import Table
 
+# These decide values, which decide what is kept; by themselves they do not.
+SCORING = {"model", "temperature", "references"}
+
 
 class ClipScoreParams(BaseModel):
     """How well a caption must fit. The default ranks, so it suits any model."""
@@ -71,7 +74,7 @@ class Filtered(NamedTuple):
         "survivors": ("image_id", "survivor_id"),
         "values": ("image_id", "value"),
     },
-    meaning=lambda params: params.model_dump(mode="json", exclude={"model"}),
+    meaning=lambda params: params.model_dump(mode="json", exclude=SCORING),
 )
 def filter_captions(
     build: Build, aligned: Table, survivors: Table, values: Table, params: ClipScoreParams

@@ -1,6 +1,6 @@
 """Fold fates: one fate for every object, image and pair, and the proof that nothing is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import polars as pl
@@ -8,6 +8,7 @@ import polars as pl
 from infra import corpus, tables
 from infra.build import Build
 from infra.errors import PairmillError
+from infra.ledger import stage
 from infra.schema import SCHEMAS
 from infra.tables import Table
 
@@ -36,19 +37,30 @@ class Fates(NamedTuple):
     fates: Table
 
 
+@stage(
+    version=1,
+    reads={
+        "objects": ("key", "member", "image_id"),
+        "images": ("image_id", "key", "member"),
+        "pairs": ("pair_id", "query", "target"),
+        "labels": ("pair_id",),
+        "drops": ("level", "id", "stage", "rule", "value", "detail"),
+    },
+)
 def fold_fates(
     build: Build,
     objects: Table,
     images: Table,
     pairs: Table,
     labels: Table,
-    drops: Sequence[Table],
+    drops: Mapping[str, Table],
+    params: None = None,
 ) -> Fates:
     """Fold what was kept and what was dropped into fates.
 
     Raises PairmillError where something listed has no fate, or two, or was dropped and published.
     """
-    dropped = pl.concat([tables.frame(build.store, table) for table in drops])
+    dropped = pl.concat([tables.frame(build.store, table) for table in drops.values()])
     # A forgotten image may have been met by the listing and in a container as well.
     gone = pl.col("stage") == "forget"
     dropped = pl.concat([dropped.filter(~gone), dropped.filter(gone).unique()])

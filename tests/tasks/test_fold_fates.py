@@ -61,7 +61,10 @@ def fold(build, objects=OBJECTS, images=IMAGES, pairs=PAIRS, labels=LABELS, drop
             put(build, "images", "image_id key member", images),
             put(build, "pairs", "pair_id query target", pairs),
             put(build, "labels", "pair_id", labels),
-            [put(build, "drops", columns, part) for part in (drops[:half], drops[half:], [])],
+            {
+                name: put(build, "drops", columns, part)
+                for name, part in (("one", drops[:half]), ("two", drops[half:]), ("none", []))
+            },
         ).fates,
     )
 
