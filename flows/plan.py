@@ -178,7 +178,9 @@ class _Walk:
 
     def _recorded(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """A stage of the ledger: done before, or to be done, and why."""
-        inputs = inspect.signature(stage).bind(*given, **named).arguments
+        bound = inspect.signature(stage).bind(*given, **named)
+        bound.apply_defaults()
+        inputs = bound.arguments
         # Of an argument without columns only the name counts, which a changed model changes.
         counted = [arg for arg, columns in stage.reads.items() if columns or self.other_model]
         moved = {arg: self._sources(inputs[arg]) for arg in counted if arg in inputs}

@@ -17,6 +17,11 @@ from infra.errors import PairmillError
 from infra.schema import SCHEMAS
 from infra.store import NotFound, Store
 
+# Vectors are read by several stages of a build; shards are immutable, so a copy stays true.
+CACHED = ("vectors", "texts")
+CACHE_BYTES = 512 << 20
+_cache: dict[tuple[str, str], pa.Table] = {}
+
 
 class Damaged(PairmillError):
     """A shard is not there, or not what its name says."""
@@ -122,6 +127,17 @@ def frame(store: Store, table: Table, columns: Sequence[str] | None = None) -> p
 
 
 def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
+    if columns is None and name.partition("-")[0] in CACHED:
+        key = (store.uri, shard.sha256)
+        if key not in _cache:
+            while _cache and sum(t.nbytes for t in _cache.values()) + shard.bytes > CACHE_BYTES:
+                _cache.pop(next(iter(_cache)))
+            _cache[key] = _decoded(store, name, shard, None)
+        return _cache[key]
+    return _decoded(store, name, shard, columns)
+
+
+def _decoded(store: Store, name: str, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
     try:
         data = store.get(shard_key(shard.sha256))
     except NotFound as error:
@@ -247,21 +263,24 @@ def gather(store: Store, table: Table, ids: Iterable[str]) -> tuple[list[str], n
     Raises PairmillError where an id has no vector: another's must never stand for it.
     """
     wanted = pl.DataFrame({"id": ids}, {"id": pl.String}).unique()
-    found = [wanted.clear().with_columns(at=pl.lit(0, pl.Int64))]
-    parts: list[np.ndarray] = []
-    count = 0
-    for part in shards(store, table) if wanted.height else ():
-        names = pl.DataFrame({"id": part.column(0)}).with_row_index("row")
-        here = names.join(wanted, on="id", how="semi", maintain_order="left")
-        parts.append(matrix(part["vector"])[here["row"].to_numpy()])
-        found.append(here.select("id", at=pl.int_range(count, count + here.height)))
-        count += here.height
-    rows = pl.concat(found).unique("id", keep="first").sort("id")
+    parts = list(shards(store, table)) if wanted.height else []
+    found = [
+        pl.DataFrame({"id": part.column(0)}).with_row_index("row").with_columns(part=pl.lit(at))
+        for at, part in enumerate(parts)
+    ]
+    rows = pl.concat(found) if found else wanted.clear()
+    rows = rows.join(wanted, on="id", how="semi").unique("id", keep="first").sort("id")
     if rows.height < wanted.height:
         raise PairmillError(
             f"{wanted.height - rows.height} of {wanted.height} ids have no vector in table "
             f"{table.name}; delete the store's ledger/describe folder to describe them again"
         )
-    if not parts:
+    if not rows.height:
         return [], np.zeros((0, 0), np.float16)
-    return rows["id"].to_list(), np.concatenate(parts)[rows["at"].to_numpy()]
+    matrices = [matrix(part["vector"]) for part in parts]
+    out = np.empty((rows.height, matrices[0].shape[1]), np.float16)
+    row, of = rows["row"].to_numpy(), rows["part"].to_numpy()
+    for at, vectors in enumerate(matrices):
+        here = np.flatnonzero(of == at)
+        out[here] = vectors[row[here]]
+    return rows["id"].to_list(), out

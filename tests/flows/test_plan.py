@@ -52,7 +52,7 @@ def test_each_parameter_is_found_in_its_stage(plan):
     stages, _ = plan(clip_score={"fraction": 0.5})
     assert "changed parameter fraction: 0.9 to 0.5" in stages["filter_captions"]
     stages, _ = plan(split={"validation": 0.2})
-    assert list(stages) == ["make_records", "fold_fates", "publish"]
+    assert list(stages) == ["make_records", "publish"]
 
 
 def test_new_bytes_are_counted(elsewhere, plan):
