@@ -29,6 +29,7 @@ from tasks.publish import Version
 
 RECORDS = 24  # records of a stage that are looked at, the newest
 SHOWN_SETTINGS = 3
+START = 5.0  # seconds until workers have imported PyTorch and loaded models, where no run tells
 
 
 class Item(NamedTuple):
@@ -77,6 +78,21 @@ def _last(store: Store, dataset: str) -> dict[str, Any] | None:
         return versions.read_manifest(store, dataset, entry["version"]) if entry else None
     except (PairmillError, NotFound):
         return None
+
+
+def seconds_for(images: int, runs: list[tuple[int, float]]) -> float | None:
+    """Seconds for some images from (images, seconds) of earlier runs: a start and a pace.
+
+    The start, of workers that load their models, is told by the smallest run; from one run alone
+    it is taken to be START.
+    """
+    if not runs:
+        return None
+    (few, short), (many, long) = min(runs), max(runs)
+    pace = (long - short) / (many - few) if many >= 2 * few and long > short else None
+    start = min(START, long) if pace is None else max(0.0, short - pace * few)
+    pace = (long - start) / many if pace is None else pace
+    return start + pace * images
 
 
 class _Seen(Exception):
@@ -149,16 +165,15 @@ class _Walk:
         return Item("describe", "; ".join(causes), self._seconds_of(min(1.0, share)))
 
     def _seconds_of(self, share: float) -> float | None:
-        """Time for a share of the pictures, at the pace of the runs that decoded the most."""
-        runs = [*self.last.get("history", ()), self.last] if self.last else []
-        decoded = [(r.get("work", {}).get("images_decoded", 0), r.get("seconds", {})) for r in runs]
-        if self.last is None or not decoded:
+        """Time to describe a share of the pictures, by the runs of this dataset that did any."""
+        if self.last is None:
             return None
-        count, seconds = max(decoded, key=lambda run: int(run[0]))
-        if not count:
-            return None
-        images = share * self.last["counts"]["images"]
-        return images * float(seconds.get("describe", 0)) / count
+        runs = [
+            (int(count), float(run["seconds"].get("describe", 0)))
+            for run in (*self.last.get("history", ()), self.last)
+            if (count := run.get("work", {}).get("images_decoded", 0)) and run.get("seconds")
+        ]
+        return seconds_for(round(share * self.last["counts"]["images"]), runs)
 
     def _described(self) -> Described:
         """The last version's tables of describe, with the models of this config."""

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from flows.plan import plan as make_plan
+from flows.plan import seconds_for
 from tests.flows.conftest import run_build
 
 
@@ -139,3 +140,24 @@ def test_a_plan_as_json(history, pairmill):
     assert found["nothing_to_do"] is False
     wrong = pairmill("plan", history.config, "--set", "pairs.targts=1")
     assert (wrong.status, "did you mean 'targets'?" in wrong.out) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("runs", "images", "seconds"),
+    [
+        ([], 100, None),
+        # One run: five seconds are its start, the rest its pace.
+        ([(1_000, 25.0)], 100, 7.0),
+        ([(1_000, 25.0)], 1_000, 25.0),
+        ([(10, 2.0)], 10, 2.0),
+        # Two: the line through them.
+        ([(1_000, 24.0), (100, 6.0)], 500, 14.0),
+        ([(1_000, 24.0), (100, 6.0)], 0, 4.0),
+        # Runs of one size, and a small one that took longer, tell no pace.
+        ([(1_000, 25.0), (999, 5.0)], 100, 7.0),
+        ([(1_000, 25.0), (10, 60.0)], 100, 7.0),
+    ],
+)
+def test_time_is_a_start_and_a_pace(runs, images, seconds):
+    found = seconds_for(images, runs)
+    assert found is None if seconds is None else found == pytest.approx(seconds)
