@@ -72,11 +72,12 @@ class Place:
             "publish": {"images": True},
             **sections,
         }
+        self.where: dict[str, Any] = data["store"]  # type: ignore[assignment]
         self.config_file.write_text(yaml.safe_dump(data), "utf-8")
 
     @property
     def store(self) -> Store:
-        return open_store(Location(uri=str(self.folder / "store")))
+        return open_store(Location(**self.where))
 
     def build(self, **changes: Any) -> dict[str, Any]:
         config = load_config(self.config_file, [f"{k}={v}" for k, v in changes.items()])

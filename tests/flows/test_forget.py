@@ -1,6 +1,7 @@
 """Forgetting, on real pictures: what was forgotten is in nothing that the next build leaves."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from flows.forget import read_names
 from infra import pins, tombstones
 from infra.errors import PairmillError
 from infra.folder import FolderStore
-from tests.flows.place import pictures
+from tests.flows.place import Place, pictures
+from tests.infra.conftest import aws_environment, create_bucket, moto_endpoint  # noqa: F401
 
 
 def test_what_is_forgotten_is_nowhere_after_the_next_build(place):
@@ -246,3 +248,16 @@ def test_wherever_the_build_dies_that_forgets_the_next_one_ends_it(at, place, mo
     result = place.build()
     assert result["fates"]["forgotten"] == 2
     assert place.holding(image, key, "packed.tar") == set() and place.verify() == []
+
+
+def test_in_a_bucket_it_is_as_in_a_folder(first_night, tmp_path, moto_endpoint):  # noqa: F811
+    create_bucket(moto_endpoint, "forgetting")
+    shutil.copytree(first_night / "corpus", tmp_path / "corpus")
+    where = {"uri": "s3://forgetting/store", "endpoint": moto_endpoint, "region": "us-east-1"}
+    place = Place(tmp_path, store=where)
+    key = pictures()[5]["file_name"]
+    assert place.build()["version"] == 1
+    place.forget(key, purge=True)
+    assert place.build()["fates"]["forgotten"] == 1
+    assert place.holding(key) == set() and place.verify() == []
+    assert not place.build()["fresh"]

@@ -10,7 +10,7 @@ import yaml
 
 from flows.config import load_config
 from infra import growing, pins
-from infra.ledger import Ledger
+from infra.errors import PairmillError
 from tasks.tidy import collect
 from tests.flows.place import Place, pictures
 
@@ -24,6 +24,15 @@ def changed(place, **sections):
 def versions(place):
     folder = place.folder / "store/datasets/few"
     return sorted(int(p.parent.name[1:]) for p in folder.glob("v*/manifest.json"))
+
+
+def night(place):
+    """A build; once more where this machine was too busy to renew its pin in time."""
+    try:
+        return place.build()
+    except PairmillError as error:
+        assert "could not be renewed" in str(error)
+        return night(place)
 
 
 def objects(place):
@@ -51,14 +60,14 @@ def test_builds_end_right_while_garbage_is_collected_all_the_time(place, tmp_pat
                     shutil.move(tmp_path / path.name, path)
                 else:
                     shutil.move(path, tmp_path / path.name)
-            digests.append(place.build()["digest"])
+            digests.append(night(place)["digest"])
             time.sleep(0.3)
     finally:
         ended.set()
         collector.join()
     assert len(set(digests)) == 2 and digests[:2] * 3 == digests
     assert sum(report.deleted for report in reports) > 0
-    assert place.build()["digest"] == digests[1]
+    assert night(place)["digest"] == digests[1]
 
 
 def test_a_store_does_not_grow_when_the_corpus_goes_to_and_fro(place, monkeypatch):
@@ -116,19 +125,22 @@ def test_a_build_notes_what_it_used_and_leaves_no_pin(place):
     assert [*place.store.list(pins.PREFIX)] == []
 
 
-def test_growing_tables_are_compacted_when_most_of_their_rows_are_of_files_that_are_no_more(place):
-    for path in list(place.corpus.rglob("*")):
-        if path.is_file() and path.suffix in (".png", ".jpg") and path.name != "copy.jpg":
-            path.rename(path.with_name(f"new {path.name}"))
-    (place.corpus / "captions.csv").unlink()
-    read_again = place.build(**{"tidy.superseded": 0.9})
-    assert read_again["work"]["images_decoded"] == 0
-    rows = growing.objects(place.store).filter(growing.objects(place.store)["key"] != "x")
-    before = rows.height
-    place.build(**{"tidy.superseded": 0.1, "pairs.targets": 1})
-    after = growing.objects(place.store)
-    assert after.height < before
-    ledger = Ledger(place.store)
-    for kind, family in growing.families(place.store):
-        growing.load(ledger, kind, family)
-    assert not place.build(**{"pairs.targets": 1})["fresh"]
+def test_rows_of_files_that_are_no_more_are_compacted_away(place):
+    for path in list(place.corpus.rglob("*.png")):
+        path.rename(path.with_name(f"new {path.name}"))
+    renamed = place.build(**{"tidy.superseded": 0.9})
+    assert renamed["work"]["images_decoded"] == 0
+    before = set(growing.objects(place.store)["key"])
+    assert any(key.endswith("/new 000000090.png") for key in before) and "twin.png" in before
+    kept = place.build(**{"tidy.superseded": 0.1, "pairs.targets": 1})
+    after = set(growing.objects(place.store).filter(family=mine(place))["key"])
+    assert "new twin.png" in after and "twin.png" not in after
+    again = place.build(**{"pairs.targets": 1})
+    assert not again["fresh"] and again["digest"] == kept["digest"]
+
+
+def mine(place):
+    """The family of the place's own corpus: the store also holds that of the first night."""
+    rows = growing.objects(place.store)
+    (family,) = set(rows.filter(key="new twin.png")["family"])
+    return family
