@@ -27,6 +27,8 @@ from tasks.score_captions import Scored, score_captions, scoring_params
 from tasks.snapshot import Snapshot, snapshot
 from tasks.tidy import check_forgotten, tidy
 
+PASSES = 5  # a file that changes all the time is not waited for
+
 
 class Searched(NamedTuple):
     """Images and lists of every space."""
@@ -63,14 +65,27 @@ def build(config: BuildConfig) -> dict[str, Any]:
         return completed(outcome(result), result)
 
 
+def known(run: Build, config: BuildConfig, step: Any = step) -> tuple[Snapshot, Described]:
+    """What lies in the corpus, and what is known of it.
+
+    Listed once more where a file that was read turned out to be forgotten: from then on it is
+    known by its name and stamp, so neither it nor its captions are in any table that is kept.
+    """
+    for _ in range(PASSES):
+        run.footprint.records.clear()
+        listed = step(snapshot)(run, config.corpus)
+        seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
+        if run.planning or seen.listing == listed.listing:
+            break
+    return listed._replace(listing=seen.listing), seen
+
+
 def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
     """The stages in order. Each is skipped where the ledger has its result.
 
     `step` makes a stage a Prefect task; a plan gives another that only looks at it.
     """
-    listed = step(snapshot)(run, config.corpus)
-    seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
-    listed = listed._replace(listing=seen.listing)
+    listed, seen = known(run, config, step)
     found = across(run, config, listed, seen, step)
     contents = Contents(
         found.make_records.records,

@@ -164,6 +164,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         console.print(
             "no pair has a label: the report says why; labels.labeller: mllm needs no captions"
         )
+    for reason in result.get("tidied", {}).get("waits", ()):
+        console.print(Text(reason), soft_wrap=True)
     console.print(Text(f"manifest  {result['manifest']}"), soft_wrap=True)
     console.print(Text(f"report    {result['report']}"), soft_wrap=True)
 

@@ -243,7 +243,8 @@ class _State:
         """Names and captions that were forgotten, and are in use again by what was not."""
         if not self.gone or self.build.planning:
             return
-        names = {self.gone.keyed(name) for name in corpus.object_ids(objects)}
+        present = objects.filter(pl.col("rule").ne_missing("vanished"))
+        names = {self.gone.keyed(name) for name in corpus.object_ids(present)}
         texts = {self.gone.keyed(caption) for caption in captions["caption_id"].unique()}
         tombstones.add(self.build.store, self.gone, released=names | texts)
 

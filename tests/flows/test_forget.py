@@ -79,6 +79,20 @@ def test_the_same_bytes_under_another_name_are_read_once_and_never_described(pla
     assert place.build()["fates"]["forgotten"] == 2 and not read
 
 
+def test_a_forgotten_file_that_is_written_anew_leaves_no_trace_of_its_captions(place):
+    row = pictures()[2]  # it has a caption in the file of captions, and one beside it
+    place.forget(row["file_name"], purge=True)
+    place.build()
+    for turn in range(2):
+        path = place.corpus / row["file_name"]
+        path.write_bytes(path.read_bytes())
+        (place.corpus / f"back {turn}.jpg").write_bytes(path.read_bytes())
+        assert place.build()["fates"]["forgotten"] == 3 + turn
+    name, caption = row["file_name"].partition(".")[0], row["caption"] or "words"
+    needles = (f"{name}.", caption, "words beside it", "back 1")
+    assert place.holding(*needles) == set() and place.verify() == []
+
+
 def test_members_of_a_tar_go_with_their_captions_and_the_others_stay(place, monkeypatch):
     name = next(
         i for i in place.fates(1)["id"] if i.startswith("packed.tar::2.") and "txt" not in i
