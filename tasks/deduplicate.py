@@ -199,7 +199,8 @@ def _by_hash(rows: pl.DataFrame, hashed: pl.DataFrame, confirm: Confirm, radius:
     thumbnails = _thumbnails(rows)
     among = np.flatnonzero(~hashed["flat"].to_numpy())
     flat = hashed["hashes"].explode().to_numpy() if rows.height else np.zeros(0)
-    hashes = flat.astype(np.uint64).reshape(rows.height, -1)[among]
+    per_image = flat.size // max(1, rows.height)
+    hashes = flat.astype(np.uint64).reshape(rows.height, per_image)[among]
     width, height = (rows[side].to_numpy().astype(np.int64) for side in ("width", "height"))
 
     def like(i: np.ndarray, j: np.ndarray) -> np.ndarray:
