@@ -284,24 +284,21 @@ class _Walk:
         return max(min(spent), min(1.0, 2 * self.share) * max(spent))
 
     def _plain(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Folding fates and publishing: done anew where anything before them is."""
+        """Publishing: done anew where anything before it is. What follows it is not looked at."""
         name = stage.__name__
         if self.items:
-            why = _because([], {"all": {self.items[-1].stage}})
-            self.items.append(Item(name, why, self._last_seconds(name)))
             why = "a new version, unless the same comes out"
             self.items.append(Item("publish", why, self._last_seconds("publish")))
             raise _Seen
         if name == "tidy":
             raise _Seen
         try:
-            result = stage(*given, **named)
+            self.version = stage(*given, **named)
         except WouldRun as would:
             why = f"{would.inputs['records']:,} records to publish as a new version"
             self.items.append(Item(name, why, self._last_seconds(name)))
             raise _Seen from None
-        self.version = result if name == "publish" else None
-        return result
+        return self.version
 
     def _last_seconds(self, stage: str) -> float | None:
         seconds = (self.last or {}).get("seconds", {}).get(stage)
