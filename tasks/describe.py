@@ -259,10 +259,13 @@ class _State:
 
 
 def _renamed(state: _State, new: pl.DataFrame) -> pl.DataFrame:
-    """Object rows of new files that are known under another name, as they would be read again."""
-    seen = state.frame("objects").with_columns(
-        pl.col("stamp").map_elements(corpus.identity, pl.String).alias("same")
-    )
+    """Object rows of new files that are known under another name, as they would be read again.
+
+    A container with forgotten members is read: of those, only the hashes of old names are known.
+    """
+    partly = state.frame("forgotten", ["key", "stamp"]).drop_nulls()
+    seen = state.frame("objects").join(partly, on=["key", "stamp"], how="anti")
+    seen = seen.with_columns(pl.col("stamp").map_elements(corpus.identity, pl.String).alias("same"))
     wanted = new.select(
         pl.col("key").alias("now"),
         pl.col("stamp").alias("as_listed"),

@@ -1,6 +1,7 @@
 """A small corpus of real pictures with a store beside it, and what one does with them."""
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +113,10 @@ class Place:
 
     def fates(self, number: int) -> pl.DataFrame:
         return pl.read_parquet(self.folder / f"store/datasets/few/v{number:06d}/fates.parquet")
+
+    def fates_of_latest(self) -> list[dict[str, Any]]:
+        latest = json.loads(self.store.get("datasets/few/latest.json"))
+        return self.fates(latest["version"]).to_dicts()
 
     def image(self, key: str, number: int = 1) -> str:
         rows = self.fates(number).filter((pl.col("level") == "object") & (pl.col("id") == key))

@@ -110,6 +110,9 @@ def test_members_of_a_tar_go_with_their_captions_and_the_others_stay(place, monk
     monkeypatch.undo()
     (place.corpus / "packed.tar").touch()
     assert not place.build()["fresh"]
+    (place.corpus / "packed.tar").rename(place.corpus / "moved.tar")
+    result = place.build()
+    assert result["fates"]["forgotten"] == 2 and result["work"]["images_decoded"] == 0
 
 
 def test_a_prefix_takes_a_whole_tar_and_its_name(place):
