@@ -154,7 +154,8 @@ def _best(near: NDArray[np.float32], width: int, window: float) -> tuple[Rows, R
     if near.shape[1] - 1 <= width:
         at, other = np.nonzero(near > -np.inf)
         return at, other
-    last = -np.partition(-near, width - 1, axis=1)[:, width - 1]
+    at = near.shape[1] - width
+    last = np.partition(near, at, axis=1)[:, at]
     at, other = np.nonzero(near >= (last - 2 * window)[:, None])
     return at, other
 

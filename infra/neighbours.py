@@ -225,16 +225,22 @@ def _normalised(vectors: NDArray[np.float16], lengths: NDArray[np.float64]) -> F
 def distinct(vectors: NDArray[np.float16]) -> Groups:
     """Group the rows of float16[n, d] that hold the same vector; -0.0 is 0.0.
 
-    Groups are ordered by their first row. Raises VectorError like `scores`.
+    Groups are ordered by their first row.
     """
-    lengths = _lengths(vectors)
-    kind = pa.binary(2 * vectors.shape[1])
-    plain = pa.py_buffer(np.ascontiguousarray(vectors + np.float16(0)))
-    rows = pa.FixedSizeBinaryArray.from_buffers(kind, len(vectors), [None, plain])
+    plain = np.ascontiguousarray(vectors + np.float16(0))
+    rows = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(2 * vectors.shape[1]), len(vectors), [None, pa.py_buffer(plain)]
+    )
     frame = pl.DataFrame({"vector": rows.cast(pa.large_binary())}).with_row_index("row")
-    firsts = frame.select(pl.col("row").min().over("vector"))["row"].to_numpy().astype(np.int64)
+    hashed = frame.select("row", pl.col("vector").hash().alias("hash"))
+    # Vectors of one hash are few; only those are compared.
+    shared = frame.join(hashed.filter(pl.col("hash").is_duplicated()), on="row", how="semi")
+    same = shared.select("row", first=pl.col("row").min().over("vector"))
+    firsts = np.arange(len(vectors))
+    firsts[same["row"].to_numpy()] = same["first"].to_numpy()
     first, inverse = np.unique(firsts, return_inverse=True)
-    return Groups(first, inverse, np.where(lengths[first] > 0, ONE, 0).astype(np.int32))
+    own = np.where(plain[first].any(axis=1), ONE, 0).astype(np.int32)
+    return Groups(first, inverse, own)
 
 
 def expand(lists: Lists, groups: Groups, k: int) -> Lists:

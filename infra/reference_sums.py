@@ -53,10 +53,11 @@ def update(
     known = np.flatnonzero(before.largest != UNKNOWN)
     redo = before.largest == UNKNOWN
     total = before.total.copy()
-    for at in range(0, len(known) if len(gone) + len(come) else 0, CHUNK):
+    moved = np.concatenate([gone, come]) if len(gone) and len(come) else gone if len(gone) else come
+    for at in range(0, len(known) if len(moved) else 0, CHUNK):
         part = known[at : at + CHUNK]
         largest = before.largest[part, None]
-        less, more = (_scores(rows[part], side) for side in (gone, come))
+        less, more = np.split(_scores(rows[part], moved), [len(gone)], axis=1)
         redo[part] = (less == largest).any(axis=1) | (more > largest).any(axis=1)
         total[part] -= _terms(largest - less, temperature).sum(axis=1)
         total[part] += _terms(np.maximum(largest - more, 0), temperature).sum(axis=1)

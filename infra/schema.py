@@ -125,6 +125,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     # What is known of pairs, by rows of `mined_images`; lists have an entry a space.
     "mined_images": _fields(image_id=ID, caption_id=ID),
     "judged": _fields(
+        pair_id=ID,
         query=pa.int32(),
         target=pa.int32(),
         scores=pa.list_(SCORE),

@@ -17,8 +17,8 @@ from infra.errors import PairmillError
 from infra.schema import SCHEMAS
 from infra.store import NotFound, Store
 
-# Vectors are read by several stages of a build; shards are immutable, so a copy stays true.
-CACHED = ("vectors", "texts")
+# These are read several times in a build; shards are immutable, so a copy stays true.
+CACHED = ("vectors", "texts", "lists")
 CACHE_BYTES = 512 << 20
 _cache: dict[tuple[str, str], pa.Table] = {}
 
@@ -161,7 +161,9 @@ def digest(store: Store, table: Table, columns: Sequence[str]) -> str:
     """
     if not columns:
         return table.name
-    return digest_columns(read(store, table, columns), ordered=table.name == "lists")
+    if table.name == "lists":
+        return digest_columns(read(store, table).select(columns), ordered=True)
+    return digest_columns(read(store, table, columns))
 
 
 def digest_columns(rows: pa.Table, ordered: bool = False) -> str:
@@ -220,7 +222,7 @@ def _bytes(array: pa.Array) -> Iterator[Any]:
 
 def dense_lists(store: Store, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Neighbour lists as int32[n, k]: rows (-1 where there are fewer) and scores (0 there)."""
-    parts = list(shards(store, table, ["neighbours", "scores"]))
+    parts = list(shards(store, table))
     offsets = [part["neighbours"].combine_chunks().offsets.to_numpy() for part in parts]
     lengths = [np.diff(ends) for ends in offsets]
     k = max((int(length.max()) for length in lengths if len(length)), default=0)

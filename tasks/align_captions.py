@@ -23,19 +23,23 @@ class AlignParams(BaseModel):
 
 
 class Aligned(NamedTuple):
-    """One row an image: its caption (or null) and their CLIPScore as a cosine * 10^6."""
+    """One row an image: its caption (or null) and their CLIPScore as a cosine * 10^6; and the
+    scores of all candidates, from which the next alignment starts."""
 
     aligned: Table
+    scores: Table
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "images": ("image_id",),
         "image_captions": ("image_id", "caption_id"),
         "vectors": (),
         "texts": (),
     },
+    meaning=lambda params: {},  # vectors and texts are named by what made them
+    starts_from=("images", "image_id"),
 )
 def align_captions(
     build: Build,
@@ -44,6 +48,7 @@ def align_captions(
     vectors: Table,
     texts: Table,
     params: AlignParams,
+    before: Aligned | None = None,
 ) -> Aligned:
     """Of several captions an image uses that of the highest score, and among equals the least id.
 
@@ -51,21 +56,34 @@ def align_captions(
     Raises PairmillError where an image or a caption has no vector.
     """
     pairs = tables.frame(build.store, image_captions)
-    image_ids, image_vectors = tables.gather(build.store, vectors, pairs["image_id"].to_list())
-    caption_ids, caption_vectors = tables.gather(build.store, texts, pairs["caption_id"].to_list())
-    scores = np.zeros(pairs.height, np.int32)
-    for at in range(0, pairs.height, CHUNK):
-        part = pairs[at : at + CHUNK]
-        left = np.searchsorted(np.array(image_ids), part["image_id"].to_numpy())
-        right = np.searchsorted(np.array(caption_ids), part["caption_id"].to_numpy())
-        scores[at : at + CHUNK] = neighbours.scores(image_vectors[left], caption_vectors[right])
-        build.progress("align_captions", at + part.height, pairs.height)
-    build.work["similarities_computed"] += pairs.height
-    best = (
-        pairs.with_columns(pl.Series("clip_score", scores))
-        .sort("image_id", "clip_score", "caption_id", descending=[False, True, False])
-        .unique("image_id", keep="first", maintain_order=True)
-    )
+    old = tables.frame(build.store, before.scores if before else Table("aligned"))
+    known = pairs.join(old, on=["image_id", "caption_id"])
+    new = pairs.join(known, on=["image_id", "caption_id"], how="anti")
+    scores = pl.concat([known, _scored(build, new, vectors, texts)])
+    best = scores.sort(
+        "image_id", "clip_score", "caption_id", descending=[False, True, False]
+    ).unique("image_id", keep="first", maintain_order=True)
     every = tables.frame(build.store, images, ["image_id"])
     aligned = every.join(best, on="image_id", how="left").sort("image_id")
-    return Aligned(tables.write_frame(build.store, "aligned", aligned))
+    return Aligned(
+        tables.write_frame(build.store, "aligned", aligned),
+        tables.write_frame(build.store, "aligned", scores.sort("image_id", "caption_id")),
+    )
+
+
+def _scored(build: Build, pairs: pl.DataFrame, vectors: Table, texts: Table) -> pl.DataFrame:
+    """Pairs of an image and a caption with their scores."""
+    sides = []
+    for table, column in ((vectors, "image_id"), (texts, "caption_id")):
+        ids, matrix = tables.gather(build.store, table, pairs[column].to_list())
+        rows = pl.DataFrame({column: ids}, {column: pl.String}).with_row_index("row")
+        found = pairs.join(rows, on=column, how="left", maintain_order="left")
+        sides.append((matrix, found["row"].to_numpy()))
+    (images, left), (captions, right) = sides
+    scores = np.zeros(pairs.height, np.int32)
+    for at in range(0, pairs.height, CHUNK):
+        part = slice(at, at + CHUNK)
+        scores[part] = neighbours.scores(images[left[part]], captions[right[part]])
+        build.progress("align_captions", min(at + CHUNK, pairs.height), pairs.height)
+    build.work["similarities_computed"] += pairs.height
+    return pairs.with_columns(pl.Series("clip_score", scores))

@@ -165,14 +165,14 @@ def _check_published(of_images: pl.DataFrame, records: pl.DataFrame) -> None:
 
 def _balance(level: str, fates: pl.DataFrame, listed: pl.Series) -> None:
     """Refuse to go on unless fates and listed ids are the same set, each once."""
-    ids, names = fates["id"], listed.to_list()
-    twice = ids.filter(ids.is_duplicated()).to_list()
-    lost = set(names) - set(ids.to_list())
-    strange = set(ids.to_list()) - set(names)
+    ids, names = fates.select("id"), listed.alias("id").to_frame()
+    twice = ids.filter(pl.col("id").is_duplicated()).height
+    lost = names.join(ids, on="id", how="anti").height
+    strange = ids.join(names, on="id", how="anti").height
     odd = [f for f in fates["fate"].unique().to_list() if level != "pair" and f not in OBJECT_FATES]
     if twice or lost or strange or odd or fates["fate"].null_count():
         raise PairmillError(
-            f"the fates of {len(names)} {level}s don't balance: {len(lost)} have none, "
-            f"{len(twice)} have two, {len(strange)} were never listed, unknown fates {odd}; "
+            f"the fates of {len(names)} {level}s don't balance: {lost} have none, "
+            f"{twice} have two, {strange} were never listed, unknown fates {odd}; "
             "nothing is published, please report this"
         )

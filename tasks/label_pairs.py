@@ -219,9 +219,9 @@ def label_pairs(
     A pair that was asked about with the captions it has today is not asked about again. Raises
     infra.mllm.EndpointUnavailable where the endpoint of `mllm` has never answered.
     """
-    every = _questions(build, pairs, eligible, captions)
+    every = _questions(build, pairs, eligible)
     old, new = _answered(build, every, before)
-    asked = [PairText(*row) for row in new.select(PairText._fields).iter_rows()]
+    asked = _with_texts(build, new, captions)
     if params.labeller == "captions":
         found = label_by_captions(asked)
         build.progress("label_pairs", len(asked), len(asked))
@@ -241,20 +241,22 @@ def label_pairs(
     )
 
 
-def _questions(build: Build, pairs: Table, eligible: Table, captions: Table) -> pl.DataFrame:
-    """Pairs in order of id, with the captions of query and target and their ids."""
-    texts = tables.frame(build.store, eligible, ["image_id", "caption_id"]).join(
-        tables.frame(build.store, captions), on="caption_id", how="left"
-    )
+def _questions(build: Build, pairs: Table, eligible: Table) -> pl.DataFrame:
+    """Pairs in order of id, with the ids of the captions of query and target."""
+    captioned = tables.frame(build.store, eligible, ["image_id", "caption_id"])
     rows = tables.frame(build.store, pairs, ["pair_id", "query", "target"])
     for side in ("query", "target"):
-        about = texts.select(
-            pl.col("image_id").alias(side),
-            pl.col("caption_id").alias(f"{side}_caption_id"),
-            pl.col("text").alias(f"{side}_caption"),
-        )
+        about = captioned.rename({"image_id": side, "caption_id": f"{side}_caption_id"})
         rows = rows.join(about, on=side, how="left")
     return rows.sort("pair_id")
+
+
+def _with_texts(build: Build, pairs: pl.DataFrame, captions: Table) -> list[PairText]:
+    texts = tables.frame(build.store, captions)
+    for side in ("query", "target"):
+        about = texts.rename({"caption_id": f"{side}_caption_id", "text": f"{side}_caption"})
+        pairs = pairs.join(about, on=f"{side}_caption_id", how="left", maintain_order="left")
+    return [PairText(*row) for row in pairs.select(PairText._fields).iter_rows()]
 
 
 def _answered(

@@ -99,18 +99,16 @@ def mine_pairs(
         spaces.append(space)
         bands.append({"space": name, **band})
     past = _past(build, images, len(spaces), before)
-    parts = []
+    names, parts = images["image_id"].to_list(), []
     for at in range(0, max(images.height, 1), CHUNK):
-        parts.append(_mined(build, spaces, slice(at, at + CHUNK), past, params))
+        parts.append(_mined(build, spaces, slice(at, at + CHUNK), past, names, params))
         build.progress("mine_pairs", min(at + CHUNK, images.height), images.height)
     found = Found(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
-    names = images["image_id"].to_list()
-    ids = [pair_id(names[q], names[t]) for q, t in zip(found.query, found.target, strict=True)]
-    kept, drops = _one_way(found, ids, params.direction)
+    kept, drops = _one_way(found, params.direction)
     few = int(((found.negatives[kept] >= 0).sum(axis=1) < params.negatives - 1).sum())
     facts = {"pairs": len(kept), "pairs_with_too_few_negatives": few}
     return Mined(
-        tables.write(build.store, "pairs", _pairs(found, kept, names, ids, spaces, params)),
+        tables.write(build.store, "pairs", _pairs(found, kept, names, spaces, params)),
         tables.write(build.store, "bands", bands),
         tables.write(build.store, "facts", [{"name": n, "value": c} for n, c in facts.items()]),
         tables.write_frame(build.store, "drops", drops),
@@ -120,9 +118,10 @@ def mine_pairs(
 
 
 class Found(NamedTuple):
-    """Pairs: rows of query and target [p], score and rank in each space [p, s], rows of negatives
-    [p, negatives - 1], -1 where there are fewer."""
+    """Pairs: ids (S64), rows of query and target [p], score and rank in each space [p, s], rows of
+    negatives [p, negatives - 1], -1 where there are fewer."""
 
+    pair_id: np.ndarray
     query: np.ndarray
     target: np.ndarray
     score: np.ndarray
@@ -134,6 +133,7 @@ class Past(NamedTuple):
     """What an earlier build knew of pairs, under the rows of today; keys ascend."""
 
     key: np.ndarray
+    pair_id: np.ndarray
     score: np.ndarray
     cut: np.ndarray
     judged: Judged
@@ -200,7 +200,8 @@ def _past(build: Build, images: pl.DataFrame, spaces: int, before: Mined | None)
     """What the build before knew of pairs of images that are there still, with their captions."""
     if before is None or not before.judged.rows:
         empty = np.zeros((0, spaces), np.int32)
-        return Past(np.zeros(0, np.int64), empty, empty > 0, pairing.nothing_known(0, spaces))
+        none, no_id = np.zeros(0, np.int64), np.zeros(0, "S64")
+        return Past(none, no_id, empty, empty > 0, pairing.nothing_known(0, spaces))
     both = ["image_id", "caption_id"]
     old = tables.frame(build.store, before.images).with_row_index("old")
     stayed = images.with_row_index("now").join(old, on=both, nulls_equal=True)
@@ -215,7 +216,12 @@ def _past(build: Build, images: pl.DataFrame, spaces: int, before: Mined | None)
     margins = Margins(*(_fixed(rows[name], spaces)[here] for name in Margins._fields))
     scores, cut = (_fixed(rows[name], spaces)[here] for name in ("scores", "cut"))
     known = Judged(place[candidate].astype(np.int32), good == 1, margins)
-    return Past(key, scores, cut == 1, known)
+    pair_ids = _as_bytes(rows["pair_id"])[here]
+    return Past(key, pair_ids, scores, cut == 1, known)
+
+
+def _as_bytes(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast(pa.binary(64)).to_numpy().astype("S64")
 
 
 def _ragged(column: pa.ChunkedArray) -> np.ndarray:
@@ -232,7 +238,12 @@ def _fixed(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 
 def _mined(
-    build: Build, spaces: list[Space], queries: slice, past: Past, params: MiningParams
+    build: Build,
+    spaces: list[Space],
+    queries: slice,
+    past: Past,
+    names: list[str],
+    params: MiningParams,
 ) -> tuple[Found, pa.Table]:
     """Pairs of some queries, and what is known of them; what was known is not asked again."""
     query, target = pairing.targets(spaces, queries, params.targets)
@@ -240,6 +251,10 @@ def _mined(
     at = np.searchsorted(past.key, key)
     met = np.flatnonzero(np.append(past.key, -1)[at] == key)
     at = at[met]
+    ids = np.zeros(len(query), "S64")
+    ids[met] = past.pair_id[at]
+    for new in np.flatnonzero(ids == b"").tolist():
+        ids[new] = pair_id(names[query[new]], names[target[new]])
     score, rank = _ties(build, spaces, query, target, met, past.score[at])
     cut = np.stack([space.cut for space in spaces], axis=1)[query]
     same = (past.cut[at] == cut[met]).all(axis=1)
@@ -251,7 +266,7 @@ def _mined(
     wanted = params.negatives - 1
     judged, computed = pairing.judge(spaces, query, target, known, wanted)
     build.work["similarities_computed"] += computed
-    found = Found(query, target, score, rank, pairing.chosen(judged, wanted))
+    found = Found(ids, query, target, score, rank, pairing.chosen(judged, wanted))
     return found, _as_table(found, cut, judged)
 
 
@@ -289,12 +304,11 @@ def pair_id(query: str, target: str) -> str:
     return hashlib.sha256(f"{query}>{target}".encode()).hexdigest()
 
 
-def _one_way(found: Found, ids: list[str], direction: str) -> tuple[np.ndarray, pl.DataFrame]:
+def _one_way(found: Found, direction: str) -> tuple[np.ndarray, pl.DataFrame]:
     """Rows of the pairs that stay, in order of id; with `one`, of a pair and its reverse that of
     the lesser id stays, and the other is dropped and said so."""
-    pairs = {"id": ids, "query": found.query, "target": found.target}
-    kinds = {"id": pl.String, "query": pl.Int64, "target": pl.Int64}
-    rows = pl.DataFrame(pairs, kinds).with_row_index()
+    columns = [_as_strings(found.pair_id), pa.array(found.query), pa.array(found.target)]
+    rows = pl.DataFrame(pa.table(columns, ["id", "query", "target"])).with_row_index()
     reverse = rows.select(detail="id", query="target", target="query")
     lost = rows.join(reverse, on=["query", "target"]).filter(pl.col("detail") < pl.col("id"))
     lost = lost.clear() if direction == "both" else lost
@@ -314,7 +328,6 @@ def _pairs(
     found: Found,
     kept: np.ndarray,
     names: list[str],
-    ids: list[str],
     spaces: list[Space],
     params: MiningParams,
 ) -> pa.Table:
@@ -333,7 +346,7 @@ def _pairs(
     negatives = np.column_stack([found.query[kept], found.negatives[kept]])
     listed = negatives >= 0
     columns = {
-        "pair_id": pa.array(ids, pa.string()).take(pa.array(kept)),
+        "pair_id": _as_strings(found.pair_id[kept]),
         "query": images.take(pa.array(found.query[kept])),
         "target": images.take(pa.array(found.target[kept])),
         "ties": pa.ListArray.from_arrays(
@@ -351,6 +364,7 @@ def _as_table(found: Found, cut: np.ndarray, judged: Judged) -> pa.Table:
     known = judged.candidate >= 0
     margins = dict(zip(Margins._fields, map(_lists, judged.margins), strict=True))
     columns = {
+        "pair_id": _as_strings(found.pair_id),
         "query": pa.array(found.query, pa.int32()),
         "target": pa.array(found.target, pa.int32()),
         "scores": _lists(found.score),
@@ -361,6 +375,10 @@ def _as_table(found: Found, cut: np.ndarray, judged: Judged) -> pa.Table:
         ),
     }
     return pa.table(columns | margins).cast(SCHEMAS["judged"])
+
+
+def _as_strings(ids: np.ndarray) -> pa.Array:
+    return pa.array(ids, pa.binary()).cast(pa.string())
 
 
 def _ends(mask: np.ndarray) -> pa.Array:
