@@ -86,18 +86,20 @@ def spread(total: int, count: int) -> list[int]:
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
+@pytest.mark.timeout(600)
 def test_after_a_kill_at_any_boundary_a_re_run_reaches_the_same_digest(scenes, tmp_path):
     hits = 0
-    for scene, count in zip(scenes, (6, 5), strict=True):
+    for scene, count in zip(scenes, (5, 4), strict=True):
         for number, at in enumerate(spread(scene.writes, count)):
             how = {"at": at, "when": ("before", "after")[number % 2]}
             hits += kill_and_run_again(scene, tmp_path / "night", how)
-    assert hits == 11
+    assert hits == 9
 
 
+@pytest.mark.timeout(600)
 def test_after_kills_at_any_moment_a_re_run_reaches_the_same_digest(scenes, tmp_path):
     for scene, share in zip(scenes, (0.5, 0.8), strict=True):
-        how = {"seconds": share * scene.seconds, "times": 2}
+        how = {"seconds": share * scene.seconds}
         kill_and_run_again(scene, tmp_path / "night", how)
 
 

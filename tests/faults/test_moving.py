@@ -3,7 +3,7 @@
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,17 @@ from infra.errors import PairmillError
 from infra.folder import FolderStore
 from infra.store import Location, open_store
 from tests.faults.buckets import config, content, fill, published
+from tests.faults.night import no_report
 
 DAY = 86_400
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quickly() -> Iterator[None]:
+    """The charts of a report take half of a small night."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.build.render", no_report)
+        yield
 
 
 def build(corpus: Path, store: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from infra.store import Location, Store, open_store
-from tests.faults.buckets import config, content, fill, published, reader
+from tests.faults.buckets import config, content, published, reader
 from tests.faults.night import End, Night
 from tests.infra.conftest import aws_environment, moto_endpoint  # noqa: F401
 
@@ -22,22 +22,13 @@ OTHER = {"pairs": {"targets": 2}}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("races") / "corpus"
-    fill(folder, 0, 40)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
+def both(corpus: Path, expected: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What each of the two configs publishes where it is alone."""
-    found = []
-    for number, sections in enumerate(({}, OTHER)):
-        base = tmp_path_factory.mktemp(f"alone{number}")
-        assert Night(config(corpus, base / "s", **sections), base / "told").end().status == 0
-        found.append(content(published(open_store(Location(uri=str(base / "s"))))))
-    assert found[0] != found[1]
-    return found
+    base = tmp_path_factory.mktemp("alone")
+    assert Night(config(corpus, base / "s", **OTHER), base / "told").end().status == 0
+    other = content(published(open_store(Location(uri=str(base / "s")))))
+    assert other != expected
+    return [expected, other]
 
 
 @pytest.fixture
@@ -120,24 +111,24 @@ def _whole_or_unnamed(store: Store, name: str) -> None:
     ],
 )
 def test_two_builds_that_meet_end_in_one_order(
-    corpus, expected, place, tmp_path, kind, content_is, meet
+    corpus, both, place, tmp_path, kind, content_is, meet
 ):
     where, same = place(kind), content_is == "same"
     store = open_store(Location(**where))
     with reader(store):
         ends = race(corpus, where, tmp_path / "told", {} if same else OTHER, meet)
-    story = check(store, ends, expected, same)
+    story = check(store, ends, both, same)
     assert story == ("one version for both" if same else "one version, and a loser that says so")
     # The loser runs again, and its version comes after the winner's.
     again = Night(config(corpus, where, **({} if same else OTHER)), tmp_path / "told").end()
     assert again.status == 0, again.said
-    assert content(published(store)) == expected[0 if same else 1]
+    assert content(published(store)) == both[0 if same else 1]
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_soak_races(corpus, expected, place, tmp_path, capsys, kind):
+def test_soak_races(corpus, both, place, tmp_path, capsys, kind):
     """Two builds that start within a second of one another, and meet nowhere by design."""
     seed = int(os.environ.get("PAIRMILL_SOAK_SEED", time.time_ns() % 1_000_000))
     draw, stories = random.Random(seed), Counter[str]()
@@ -150,7 +141,7 @@ def test_soak_races(corpus, expected, place, tmp_path, capsys, kind):
             time.sleep(draw.uniform(0, 1))
             other = Night(config(corpus, where, **second), tmp_path / "told1")
             ends = [first.end(), other.end()]
-        stories[check(store, ends, expected, same)] += 1
+        stories[check(store, ends, both, same)] += 1
     with capsys.disabled():
         print(f"\nraces of two builds, {kind}, seed {seed}")
         for story, count in sorted(stories.items()):

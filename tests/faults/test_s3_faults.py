@@ -6,31 +6,15 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.store import Location, Store, open_store
-from tests.faults.buckets import config, content, fill, published, reader
+from tests.faults.buckets import config, content, published, reader
 from tests.faults.night import Night
 from tests.faults.proxy import FAULTS, Impatient, Proxy
 from tests.infra.conftest import aws_environment, moto_endpoint  # noqa: F401
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults") / "corpus"
-    fill(folder, 0, 40)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """What a folder gives."""
-    base = tmp_path_factory.mktemp("undisturbed")
-    assert Night(config(corpus, base / "store"), base / "told").end().status == 0
-    return content(published(open_store(Location(uri=str(base / "store")))))
 
 
 @pytest.fixture

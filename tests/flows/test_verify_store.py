@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from infra import pins
 from infra.errors import PairmillError
 from infra.store import Location, Store, open_store
 from tests.faults.buckets import config, content, fill, published
+from tests.faults.night import no_report
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.move(base / "some.tar", base / "corpus" / "some.tar")
     build(base / "corpus", base / "store")
     return base
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quickly() -> Iterator[None]:
+    """The charts of a report take half of a small night."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.build.render", no_report)
+        yield
 
 
 def build(corpus: Path, store: Path) -> dict[str, Any]:
