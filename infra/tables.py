@@ -150,7 +150,21 @@ def _decoded(store: Store, name: str, shard: Shard, columns: Sequence[str] | Non
             f"shard {shard.sha256[:12]} of table {name} is damaged in {store.uri}; {REPAIR}",
             shard.sha256,
         )
-    return pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+    rows = pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+    return _with_bytes(rows)
+
+
+def _with_bytes(rows: pa.Table) -> pa.Table:
+    """Vectors as they are written now, where a shard still has them as lists of numbers."""
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_fixed_size_list(field.type):
+            array = rows.column(at).combine_chunks()
+            flat = np.ascontiguousarray(array.flatten().to_numpy(), dtype="<f2")
+            kind = pa.binary(2 * field.type.list_size)
+            buffers = [None, pa.py_buffer(flat)]
+            column = pa.FixedSizeBinaryArray.from_buffers(kind, len(array), buffers)
+            rows = rows.set_column(at, field.name, column)
+    return rows
 
 
 def digest(store: Store, table: Table, columns: Sequence[str]) -> str:

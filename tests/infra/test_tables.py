@@ -155,3 +155,16 @@ def test_a_matrix_is_read_from_chunks_and_slices():
     assert tables.matrix(rows.slice(1, 2)["vector"]).tolist() == [[2, 3], [4, 5]]
     twice = pa.concat_tables([rows, rows.slice(3)])
     assert tables.matrix(twice["vector"]).tolist()[-2:] == [[6, 7], [6, 7]]
+
+
+def test_vectors_of_a_store_that_has_them_as_lists_are_read_beside_new_ones(store):
+    vectors = np.arange(8, dtype=np.float16).reshape(4, 2)
+    ids = [letter * 64 for letter in "abcd"]
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[:2].ravel()), 2)
+    old = pa.table({"image_id": pa.array(ids[:2]), "vector": lists})
+    new = tables.vector_rows("image_id", ids[2:], vectors[2:])
+    table = Table("vectors", tuple(tables.write_shard(store, part) for part in (old, new)))
+    names, found = tables.gather(store, table, ids)
+    assert names == ids
+    np.testing.assert_array_equal(found, vectors)
+    np.testing.assert_array_equal(tables.matrix(tables.read(store, table)["vector"]), vectors)
