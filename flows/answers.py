@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.config import load_config
-from infra.errors import ConfigError
+from infra.errors import ConfigError, PairmillError
 from infra.store import Location, Store, open_store
-from infra.versions import find_version, version_folder
+from infra.versions import find_version, refused, refused_folder, version_folder
 
 
 def open_dataset(config: Path | None, store: str | None, dataset: str | None) -> tuple[Store, str]:
@@ -25,10 +25,18 @@ def open_dataset(config: Path | None, store: str | None, dataset: str | None) ->
 def fetch_report(
     version: str, config: Path | None, store: str | None, dataset: str | None, output: Path | None
 ) -> str:
-    """Where the report of a version is; with `output` a copy is written there first."""
+    """Where the report of a version is; with `output` a copy is written there first.
+
+    `refused` is the build that a quality gate refused since the last version.
+    """
     place, name = open_dataset(config, store, dataset)
-    manifest = find_version(place, name, version)
-    key = f"{version_folder(name, manifest['version'])}/report.html"
+    if version == "refused":
+        if refused(place, name) is None:
+            raise PairmillError(f"no build of {name!r} was refused since its last version")
+        key = f"{refused_folder(name)}/report.html"
+    else:
+        manifest = find_version(place, name, version)
+        key = f"{version_folder(name, manifest['version'])}/report.html"
     if output is None:
         return f"{place.uri}/{key}"
     output.write_bytes(place.get(key))

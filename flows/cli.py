@@ -117,7 +117,7 @@ def report(
     dataset: DatasetOption = None,
     output: Annotated[Path | None, typer.Option("-o", help="Write the HTML here.")] = None,
 ) -> None:
-    """Find the report of a version; with -o, write it to a local file."""
+    """Find the report of a version, or of the `refused` build; -o writes it to a local file."""
     from flows.answers import fetch_report
 
     try:

@@ -58,6 +58,13 @@ def test_the_command_ends_with_status_3(history, prefect_server, pairmill):
     assert "was refused by publish.gates.max_drop_records" in (
         pairmill("versions", "-c", history.config).out
     )
+    report = pairmill("report", "refused", "-c", history.config).out.strip()
+    assert report == last["report"]
     plan = pairmill("plan", history.config, *words[:2]).out
     assert "the last build was refused by publish.gates.max_drop_records" in plan
     assert "records to publish as a new version" in plan
+
+
+def test_without_a_refused_build_there_is_no_report_of_one(made, pairmill):
+    out, status = pairmill("report", "refused", "-c", made.config)
+    assert (status, "no build of 'few' was refused since its last version" in out) == (1, True)
