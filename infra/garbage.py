@@ -103,7 +103,7 @@ def keeper(store: Store, kept: int, free_of: str | None = None) -> Callable[[str
         if folder.endswith("/receipts") or path.startswith("ledger/pictures/"):
             return False
         if folder.startswith("ledger/describe/"):
-            return generation(name) == newest.get(folder, 0)
+            return generation(name) >= newest.get(folder, 0)
         return b'"tables"' not in body or unknown or path in used
 
     return is_kept
@@ -251,21 +251,18 @@ def purge(
     store: Store,
     is_kept: Callable[[str, bytes], bool],
     roots: Iterable[bytes],
-    own: str | None = None,
+    is_alone: Callable[[], bool],
 ) -> int | None:
-    """Delete at once all that is garbage; None, and nothing done, where another build is at work.
+    """Delete at once all that is garbage, by a process that is alone; None where it is no more.
 
     Records go first: a process that dies in the middle leaves shards that nothing names.
     """
-    with pins.alone(store, own) as is_alone:
+    doomed = survey(store).garbage(is_kept, roots, at_once=True)
+    for stat in sorted(doomed, key=lambda s: (not s.key.startswith("ledger/"), s.key)):
         if not is_alone():
             return None
-        doomed = survey(store).garbage(is_kept, roots, at_once=True)
-        for stat in sorted(doomed, key=lambda s: (not s.key.startswith("ledger/"), s.key)):
-            if not is_alone():
-                return None
-            store.delete(stat.key)
-        return len(doomed)
+        store.delete(stat.key)
+    return len(doomed)
 
 
 def _get(store: Store, key: str) -> bytes:

@@ -123,23 +123,31 @@ def remove_forgotten(store: Store, gone: Tombstones, own: str | None = None) -> 
     these tombstones; receipts and prepared pictures go, and every shard that nothing names then.
     None, and nothing deleted, while another build is at work: it may have begun before.
     """
-    ledger = Ledger(store)
-    for kind, family in list(growing.families(store)):
-        grown = growing.load(ledger, kind, family)
-        if grown.free_of == gone.digest:
-            continue
-        table, removed = growing.clean(store, grown, gone)
-        _note(ledger, family, removed, gone)
-        growing.save(ledger, grown, table, gone.digest)
-    is_kept = garbage.keeper(store, 1 << 30, gone.digest)
+    with pins.alone(store, own) as is_alone:
+        if not is_alone():
+            return None
+        _clean_growing(store, gone)
+        used = garbage.keeper(store, 1 << 30, gone.digest)
 
-    def stays(path: str, body: bytes) -> bool:
-        return is_kept(path, body) and not _names_forgotten(body, gone)
+        def is_kept(path: str, body: bytes) -> bool:
+            return used(path, body) and not _names_forgotten(body, gone)
 
-    count = garbage.purge(store, stays, retention.named_tables(store, gone), own)
+        roots = retention.named_tables(store, gone)
+        count = garbage.purge(store, is_kept, roots, is_alone)
     if count is not None:
         store.put(FREE_OF, canonical({"tombstones": gone.state}))
     return count
+
+
+def _clean_growing(store: Store, gone: Tombstones) -> None:
+    """Rewrite every growing table of a store that holds what was forgotten."""
+    ledger = Ledger(store)
+    for kind, family in list(growing.families(store)):
+        grown = growing.load(ledger, kind, family)
+        if grown.free_of != gone.digest:
+            table, removed = growing.clean(store, grown, gone)
+            _note(ledger, family, removed, gone)
+            growing.save(ledger, grown, table, gone.digest)
 
 
 def _names_forgotten(body: bytes, gone: Tombstones) -> bool:

@@ -144,3 +144,14 @@ def mine(place):
     rows = growing.objects(place.store)
     (family,) = set(rows.filter(key="new twin.png")["family"])
     return family
+
+
+def test_what_was_forgotten_waits_for_a_build_that_is_at_work(place):
+    key = pictures()[5]["file_name"]
+    place.forget(key)
+    with pins.hold(place.store):
+        (waits,) = place.build()["tidied"]["waits"]
+        assert "another build is at work" in waits
+        assert any("/v000001/" not in held for held in place.holding(key))
+    assert place.build()["tidied"]["waits"] == ()
+    assert all("/v000001/" in held for held in place.holding(key))

@@ -164,23 +164,13 @@ def test_a_damaged_list_of_garbage_is_made_anew(store):
     assert collect(store).deleted == 1
 
 
-def test_purging_takes_at_once_what_is_not_kept_and_not_while_a_build_is_at_work(store):
+def yes():
+    return True
+
+
+def test_purging_takes_at_once_what_is_not_kept_and_records_first(store, monkeypatch):
     keep, drop = shard(store, "keep"), shard(store, "drop")
     kept = record(store, "search", "keep", keep)
-    record(store, "search", "drop", drop)
-
-    def is_kept(path, body):
-        return path == kept
-
-    with pins.hold(store) as pin:
-        assert garbage.purge(store, is_kept, ()) is None
-        assert shards(store) == {keep, drop}
-        assert garbage.purge(store, is_kept, (), own=pin.key) == 2
-    assert shards(store) == {keep}
-
-
-def test_a_purge_that_dies_in_the_middle_leaves_shards_and_no_record_of_them(store, monkeypatch):
-    drop = shard(store, "drop")
     path = record(store, "search", "drop", drop)
     delete, gone = FolderStore.delete, []
 
@@ -190,12 +180,23 @@ def test_a_purge_that_dies_in_the_middle_leaves_shards_and_no_record_of_them(sto
         gone.append(key)
         delete(self, key)
 
+    def is_kept(path, body):
+        return path == kept
+
     monkeypatch.setattr(FolderStore, "delete", dies)
     with pytest.raises(KeyboardInterrupt):
-        garbage.purge(store, lambda path, body: False, ())
+        garbage.purge(store, is_kept, (), yes)
     monkeypatch.undo()
-    assert path in gone and shards(store) == {drop}
-    assert garbage.purge(store, lambda path, body: False, ()) == 1 and shards(store) == set()
+    assert gone == [path] and shards(store) == {keep, drop}
+    assert garbage.purge(store, is_kept, (), yes) == 1 and shards(store) == {keep}
+
+
+def test_a_purge_ends_where_it_is_alone_no_more(store):
+    drop = shard(store, "drop")
+    record(store, "search", "drop", drop)
+    answers = iter((True, False))
+    assert garbage.purge(store, lambda path, body: False, (), lambda: next(answers)) is None
+    assert shards(store) == {drop}
 
 
 def test_builds_and_collections_at_once_lose_nothing(store):
