@@ -75,7 +75,7 @@ def test_soak_full_disk(corpus, expected, disk, tmp_path, capsys):
     draw, ends = random.Random(seed), Counter[str]()
     store = disk.folder / "store"
     for _ in range(20):
-        ends[fill_up(corpus, disk, store, tmp_path / "told", draw.randint(64, 1500))] += 1
+        ends[fill_up(corpus, disk, store, tmp_path / "told", draw.randint(40, 800))] += 1
         assert content(published(open_store(Location(uri=str(store))))) == expected
         subprocess.run(["rm", "-rf", str(store)], check=True)
     with capsys.disabled():
