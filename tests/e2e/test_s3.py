@@ -40,5 +40,5 @@ def test_a_bucket_gives_the_digest_of_the_folder_it_was_copied_from(
         corpus={"uri": "s3://corpus/e2e/pictures", **place},
         store={"uri": "s3://corpus/e2e/store", **place},
     )
-    lines = list(why("captions.csv", "latest", path, None, None))
+    lines = list(why(["captions.csv"], "latest", path, None, None))
     assert lines[1].split() == ["fate", "metadata,", "decided", "by", "snapshot"]
