@@ -71,7 +71,7 @@ def test_soak_s3_faults(corpus, expected, proxy, moto_endpoint, tmp_path, capsys
     """Random shares of random faults; each night ends right or in one line, the last one right."""
     seed = int(os.environ.get("PAIRMILL_SOAK_SEED", time.time_ns() % 1_000_000))
     draw, ends = random.Random(seed), Counter[str]()
-    for _ in range(60):
+    for _ in range(30):
         where = place(proxy.endpoint)
         store = directly(where, moto_endpoint)
         proxy.draw, proxy.passed = random.Random(draw.random()), 0
