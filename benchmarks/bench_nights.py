@@ -8,6 +8,7 @@ import json
 import platform
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from rich.table import Table as RichTable
 
 from tests.worlds import World, config_of, make_world, new_build, run, seen
 
-CLIP, DINO = 512, 768  # dimensions
+CLIP, DINO = 768, 768  # dimensions of ViT-L-14 and of DINOv2 ViT-B/14
 
 
 def clustered(rng: np.random.Generator, n: int, dimension: int) -> np.ndarray:
@@ -53,9 +54,10 @@ def pool(n: int, seed: int = 0) -> World:
 
 
 class Night(NamedTuple):
-    """What one build took: seconds by stage, similarities, labels asked for, and its digest."""
+    """What one build took: seconds by stage and of all cores, similarities, labels, its digest."""
 
     seconds: dict[str, float]
+    cpu: float
     similarities: int
     labels: int
     digest: str
@@ -70,8 +72,9 @@ def night(world: World, folder: Path, present: np.ndarray, fraction: float = 0.9
     )
     objects = pl.DataFrame({"key": ids[present], "image_id": ids[present]})
     described = seen(build, world, objects, linked)
+    before = time.process_time()
     digest, _ = run(build, config_of(clip_score={"fraction": fraction}), described)
-    work = build.work
+    cpu, work = time.process_time() - before, build.work
     return Night(build.seconds, work["similarities_computed"], work["labels_requested"], digest)
 
 
@@ -102,6 +105,7 @@ def main(
     percent: Annotated[list[float], typer.Option(help="Changed share, in percent.")] = [1.0],  # noqa: B006
     check: Annotated[bool, typer.Option(help="Compare each digest with a full build's.")] = False,
     output: Annotated[Path | None, typer.Option("-o", help="Write the figures as JSON.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw them, as PNG.")] = None,
 ) -> None:
     """Measure a full build and nights after changes."""
     extra = round(n * max(percent) / 100)
@@ -123,12 +127,14 @@ def main(
     show(figures, n)
     if output:
         output.write_text(json.dumps(figures, indent=1))
+    if chart:
+        draw(figures, chart)
 
 
 def show(figures: list[dict[str, Any]], n: int) -> None:
     console = Console(width=190)
     stages = list(figures[0]["seconds"])
-    table = RichTable("change", "%", "similarities", "", "seconds", "", *stages, "labels")
+    table = RichTable("change", "%", "similarities", "", "s", "", "CPU s", "", *stages, "labels")
     whole = figures[0]
     total = sum(whole["seconds"].values())
     for row in figures:
@@ -140,11 +146,40 @@ def show(figures: list[dict[str, Any]], n: int) -> None:
             f"{100 * row['similarities'] / whole['similarities']:.2f} %",
             f"{spent:.1f}",
             f"{100 * spent / total:.1f} %",
+            f"{row['cpu']:.1f}",
+            f"{100 * row['cpu'] / whole['cpu']:.1f} %",
             *(f"{row['seconds'].get(stage, 0):.2f}" for stage in stages),
             f"{row['labels']:,}",
         )
     console.print(f"N = {n:,}, {platform.machine()}, Python {platform.python_version()}")
     console.print(table)
+
+
+def draw(figures: list[dict[str, Any]], path: Path) -> None:
+    """Similarities and CPU time as shares of a full build's, over the share that changed."""
+    from matplotlib.figure import Figure
+
+    whole, nights = figures[0], figures[1:]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, key, title in zip(
+        figure.subplots(1, 2), ("similarities", "cpu"), ("similarities", "CPU time"), strict=True
+    ):
+        for change in dict.fromkeys(row["change"] for row in nights):
+            rows = [row for row in nights if row["change"] == change]
+            shares = [100 * row[key] / whole[key] for row in rows]
+            if change != "nothing":
+                axes.plot([row["percent"] for row in rows], shares, "o-", label=change, ms=4)
+        axes.set(
+            xscale="log", yscale="log", xlabel="changed, %", title=f"{title}, % of a full build"
+        )
+        axes.axhline(5, color="grey", lw=0.8, ls=":")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        ticks = sorted({row["percent"] for row in nights})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":
