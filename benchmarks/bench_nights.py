@@ -75,7 +75,8 @@ def night(world: World, folder: Path, present: np.ndarray, fraction: float = 0.9
     before = time.process_time()
     digest, _ = run(build, config_of(clip_score={"fraction": fraction}), described)
     cpu, work = time.process_time() - before, build.work
-    return Night(build.seconds, work["similarities_computed"], work["labels_requested"], digest)
+    scored, asked = work["similarities_computed"], work["labels_requested"]
+    return Night(build.seconds, cpu, scored, asked, digest)
 
 
 def changes(
