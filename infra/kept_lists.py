@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from infra import neighbours
 from infra.neighbours import Lists, Progress
 
-BLOCK = 256  # added vectors that are compared with all at a time
+COSINES = 1 << 26  # that are held at a time, in float32
 MERGED = 8192  # lists that are merged at a time
 # Where more of the vectors than this are new, all lists are searched: it costs no more.
 MOST_ADDED = 1 / 3
@@ -122,7 +122,7 @@ def _add(
 ) -> int:
     """Make the lists of added vectors and insert these into the lists of all others."""
     scorer = neighbours.Scorer(vectors)
-    wide, width = scorer.normalised(), kept.keys.shape[1]
+    width = kept.keys.shape[1]
     window = neighbours.bound(vectors.shape[1])
     others = np.zeros(len(vectors), bool)
     others[stayed] = True
@@ -130,9 +130,9 @@ def _add(
     least[others & (kept.floor == ALL)] = -np.inf
     inserted: list[tuple[Rows, Keys]] = []
     computed = 0
-    for part in _slices(len(added), BLOCK):
+    for part in _slices(len(added), max(64, COSINES // len(vectors))):
         rows = added[part]
-        near = wide[rows] @ wide.T
+        near = scorer.products(rows)
         computed += near.size
         near[np.arange(len(rows)), rows] = -np.inf
         found = _rows_and_keys(*_best(near, width, window), rows, scorer)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from infra.neighbours import ONE
 
 UNIT = 1 << 36  # of a term of 1; a sum of 2^17 such terms is still exact in float64
-CHUNK = 4096
+CHUNK = 1024
 UNKNOWN = np.iinfo(np.int32).min
 
 Vectors = NDArray[np.float16]
