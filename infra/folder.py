@@ -209,7 +209,8 @@ class FolderStore:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder")
             etag = _replace(path, file, if_absent, if_match)
-        directory = os.open(path.parent, os.O_RDONLY)
+            # Opened under the lock: whoever deletes this object removes its empty folder as well.
+            directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
