@@ -178,7 +178,9 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         ticks = sorted({row["percent"] for row in nights})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.yaxis.set_major_formatter("{x:g}")
+        levels = [0.001, 0.01, 0.1, 1, 10, 100] if key == "similarities" else [1, 2, 5, 10, 20, 50]
+        axes.set_yticks(levels, [f"{level:g}" for level in levels])
+        axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
