@@ -144,28 +144,43 @@ def alone(store: Store, own: str | None = None) -> Iterator[Callable[[], bool]]:
 
 
 def put(store: Store, key: str, data: bytes) -> None:
-    """Write a content-addressed object, so that a sweep which is just at it does no harm."""
+    """Write a content-addressed object, so that a sweep which is just at it does no harm.
+
+    A sweep shows a sign, looks at an object, deletes it, takes the sign away. So once no sign is
+    seen, whatever could take the object of this write has done so, and a look tells.
+    """
     store.put(key, data)
     until = time.monotonic() + WAIT_SECONDS
-    waited = False
-    while signs := _swept(store, key):
-        waited = True
-        if time.monotonic() > until:
+    while True:
+        signs = _swept(store, key)
+        if not signs and _is_there(store, key):
+            return
+        if signs and time.monotonic() <= until:
+            time.sleep(TICK)
+            continue
+        for sign in signs:
             # Whoever left them is dead: a sweep is at one batch for less than that.
-            for sign in signs:
-                store.delete(sign)
-        time.sleep(TICK)
-    if waited:
+            store.delete(sign)
         store.put(key, data)
 
 
+def _is_there(store: Store, key: str) -> bool:
+    try:
+        store.head(key)
+    except NotFound:
+        return False
+    return True
+
+
 def _swept(store: Store, key: str) -> list[str]:
-    """The signs of sweeps that are just at a key."""
+    """The signs of sweeps that are just at a key, or were a moment ago."""
     signs = []
     for stat in _list(store, SWEEPING):
-        with suppress(NotFound):
+        try:
             if key in json.loads(store.get(stat.key))["keys"]:
                 signs.append(stat.key)
+        except NotFound:
+            signs.append(stat.key)  # its sweep ended since, and may have taken the object
     return signs
 
 
