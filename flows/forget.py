@@ -71,7 +71,7 @@ def forget(
     new = _record(store, gone, objects, rows, images, options.purge, old)
     yield from _told(rows, wanted, kin)
     yield (
-        f"{len(images)} images are forgotten from the next build on"
+        f"images forgotten from the next build on: {len(images)}"
         if new
         else "all of this was forgotten before; nothing to record"
     )

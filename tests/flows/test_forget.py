@@ -25,7 +25,7 @@ def test_what_is_forgotten_is_nowhere_after_the_next_build(place):
     image = place.image(row["file_name"])
     said = place.forget(row["file_name"])
     assert said[0] == f"image {image}: {row['file_name']}"
-    assert said[-1] == "1 images are forgotten from the next build on"
+    assert said[-1] == "images forgotten from the next build on: 1"
     assert place.forget(image)[-1] == "all of this was forgotten before; nothing to record"
     assert len(place.verify()) > 10
     result = place.build()
