@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from infra import retention, tombstones, traces
 from infra.errors import PairmillError
-from infra.store import NotFound, Stat, Store
+from infra.store import NotFound, Stat, Store, listed
 from infra.tombstones import Tombstones
 
 READERS = 4
@@ -38,7 +38,7 @@ def verify_absent(store: Store) -> Iterator[str]:
     if not gone:
         yield "nothing is forgotten in this store"
         return
-    stats = [stat for stat in _list(store) if not stat.key.startswith(tombstones.PREFIX)]
+    stats = [stat for stat in listed(store) if not stat.key.startswith(tombstones.PREFIX)]
     named = _named_pictures(store, stats)
     with ThreadPoolExecutor(READERS) as threads:
         results = list(threads.map(lambda stat: _look(store, stat, gone, named), stats))
@@ -84,10 +84,3 @@ def _remedy(key: str, last: dict[str, int]) -> str:
     if len(parts) > 2 and parts[2] == f"v{last.get(parts[1], 0):06d}":
         return "run a build: the next version is without it"
     return "`pairmill forget --purge` withdraws this version, or publish.keep_versions"
-
-
-def _list(store: Store) -> list[Stat]:
-    try:
-        return list(store.list())
-    except NotFound:
-        return []

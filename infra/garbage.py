@@ -24,7 +24,7 @@ from uuid import uuid4
 from infra import pins, retention
 from infra.canonical import canonical
 from infra.ledger import generation
-from infra.store import NotFound, Stat, Store
+from infra.store import NotFound, Stat, Store, listed
 
 BUILDS = "builds/"
 BATCH, BATCH_SECONDS = 500, 20.0
@@ -76,7 +76,7 @@ def names(body: bytes) -> Iterator[str]:
 def survey(store: Store) -> Survey:
     """List what can be garbage and read every record."""
     shards, pictures, records = (
-        {stat.key: stat for stat in _list(store, prefix)}
+        {stat.key: stat for stat in listed(store, prefix)}
         for prefix in ("data/", "pictures/", "ledger/")
     )
     with ThreadPoolExecutor(READERS) as threads:
@@ -94,7 +94,7 @@ def keeper(store: Store, kept: int, free_of: str | None = None) -> Callable[[str
     """
     used, unknown = _used(store, kept, free_of)
     newest: dict[str, int] = {}
-    for stat in _list(store, "ledger/describe/"):
+    for stat in listed(store, "ledger/describe/"):
         folder, _, name = stat.key.rpartition("/")
         newest[folder] = max(newest.get(folder, 0), generation(name))
 
@@ -117,7 +117,7 @@ def _used(store: Store, kept: int, free_of: str | None) -> tuple[set[str], bool]
             if free_of is None or entry["tombstones"] == free_of:
                 used.update(entry["records"])
     datasets = {
-        s.key.split("/")[1] for s in _list(store, "datasets/") if s.key.endswith("latest.json")
+        s.key.split("/")[1] for s in listed(store, "datasets/") if s.key.endswith("latest.json")
     }
     unknown = free_of is None and not datasets <= found.keys()
     return used, unknown
@@ -126,7 +126,7 @@ def _used(store: Store, kept: int, free_of: str | None) -> tuple[set[str], bool]
 def builds(store: Store) -> dict[str, list[dict[str, Any]]]:
     """What is noted of finished builds, by dataset, the oldest first."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for stat in _list(store, BUILDS):
+    for stat in listed(store, BUILDS):
         try:
             entry = json.loads(_get(store, stat.key))
             found.setdefault(stat.key.split("/")[1], []).append(
@@ -140,7 +140,7 @@ def builds(store: Store) -> dict[str, list[dict[str, Any]]]:
 def note_build(store: Store, dataset: str, entry: Mapping[str, Any], kept: int) -> None:
     """Note a finished build, under the next number; only the last `kept` stay."""
     folder = f"{BUILDS}{dataset}/"
-    keys = [stat.key for stat in _list(store, folder)]
+    keys = [stat.key for stat in listed(store, folder)]
     number = max((generation(key[len(folder) :]) for key in keys), default=0) + 1
     store.put(f"{folder}{number:08d}-{uuid4().hex[:8]}.json", canonical(dict(entry)))
     for key in keys[: max(0, len(keys) + 1 - kept)]:
@@ -270,10 +270,3 @@ def _get(store: Store, key: str) -> bytes:
         return store.get(key)
     except NotFound:
         return b""
-
-
-def _list(store: Store, prefix: str) -> list[Stat]:
-    try:
-        return list(store.list(prefix))
-    except NotFound:
-        return []

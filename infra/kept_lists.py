@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra import neighbours
-from infra.neighbours import Lists, Progress
+from infra.neighbours import NONE, Lists, Progress, pack, unpack
 
 COSINES = 1 << 26  # that are held at a time, in float32
 MERGED = 8192  # lists that are merged at a time
@@ -22,24 +22,18 @@ MOST_ADDED = 1 / 3
 Keys = NDArray[np.int64]
 Rows = NDArray[np.int64]
 
-NONE = np.iinfo(np.int64).max  # sorts after every entry
 ALL = np.iinfo(np.int32).min  # the floor of a list that holds all others
 
 
 class Kept(NamedTuple):
     """Lists over n vectors: keys int64[n, width] ascending, NONE beyond; floor int32[n].
 
-    A key sorts as (score descending, row ascending), see `pack`. Of entries that score just the
-    floor some may be missing.
+    A key sorts as (score descending, row ascending), see `neighbours.pack`. Of entries that score
+    just the floor some may be missing.
     """
 
     keys: Keys
     floor: NDArray[np.int32]
-
-
-def pack(score: NDArray[np.integer], row: NDArray[np.integer]) -> Keys:
-    """One integer that ascends as (score descending, row ascending)."""
-    return -score.astype(np.int64) << 32 | row.astype(np.int64)
 
 
 def scores_of(keys: Keys) -> NDArray[np.int32]:
@@ -52,9 +46,7 @@ def view(kept: Kept, k: int, computed: int = 0) -> Lists:
     keys = kept.keys[:, :k]
     if keys.shape[1] < k:
         keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=NONE)
-    none = keys == NONE
-    row = np.where(none, -1, keys & 0xFFFFFFFF).astype(np.int32)
-    return Lists(row, np.where(none, 0, -(keys >> 32)).astype(np.int32), computed)
+    return Lists(*unpack(keys), computed)
 
 
 def search(

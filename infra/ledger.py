@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from infra import tables
 from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError
-from infra.store import Conflict, NotFound, Store
+from infra.store import Conflict, NotFound, Store, listed
 from infra.tables import Table
 
 FORMAT = 1
@@ -54,10 +54,7 @@ class Ledger:
         No clock has a say. Two writers that met have left two records of one number.
         """
         prefix = f"ledger/{stage}/{family}/"
-        try:
-            paths = [s.key for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
-        except NotFound:
-            paths = []
+        paths = [s.key for s in listed(self.store, prefix) if "/" not in s.key[len(prefix) :]]
         numbers = {path: generation(path[len(prefix) :]) for path in paths}
         last = max(numbers.values(), default=0)
         found = (self._load(path) for path in paths if numbers[path] == last)
@@ -69,10 +66,7 @@ class Ledger:
         Times of files only bound how many are read: whichever is taken, the rows are the same.
         """
         prefix = f"ledger/{stage}/{family}/"
-        try:
-            found = [s for s in self.store.list(prefix) if "/" not in s.key[len(prefix) :]]
-        except NotFound:
-            return None
+        found = [s for s in listed(self.store, prefix) if "/" not in s.key[len(prefix) :]]
         last = sorted(found, key=lambda s: (s.mtime, s.key))[-NEAREST_OF:]
         records = [self._load(stat.key) for stat in reversed(last)]
         known = [record for record in records if record]

@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Progress = Callable[[int, int], None]
 
-_NONE = np.iinfo(np.int64).max  # sorts after every candidate
+NONE = np.iinfo(np.int64).max  # sorts after every candidate
 
 
 class VectorError(PairmillError):
@@ -128,12 +128,12 @@ def search(
         return Lists(np.full((n, k), -1, np.int32), np.zeros((n, k), np.int32), 0)
     vectors = _Vectors(queries, base, np.arange(n) if same else own)
     engine = _Flat(vectors, device)
-    keys = np.full((n, k), _NONE)
+    keys = np.full((n, k), NONE)
     for span in _slices(n, block or BLOCK):
         keys[span] = engine.first(np.arange(span.start, span.stop), k, k + EXTRA)
         if progress:
             progress(span.stop, n)
-    neighbour, score = _unpack(keys)
+    neighbour, score = unpack(keys)
     return Lists(neighbour, score, engine.computed)
 
 
@@ -155,7 +155,7 @@ class _Flat:
             self.index.add(_normalised(vectors.base[span], vectors.base_lengths[span]))
 
     def first(self, lines: NDArray[np.int64], k: int, width: int) -> NDArray[np.int64]:
-        """Keys int64[len(lines), k] of the first k rows of the queries `lines`, _NONE beyond."""
+        """Keys int64[len(lines), k] of the first k rows of the queries `lines`, NONE beyond."""
         m = len(self.vectors.base)
         if width > WIDEST and width < m:
             return self._against_all(lines, k)
@@ -163,7 +163,7 @@ class _Flat:
         place = min(k, value.shape[1]) - 1
         kth = -np.partition(-value, place, axis=1)[:, place]
         keys = self._keys(lines, row, value >= (kth - self.window)[:, None])
-        keys = np.pad(keys, ((0, 0), (0, max(0, k - keys.shape[1]))), constant_values=_NONE)[:, :k]
+        keys = np.pad(keys, ((0, 0), (0, max(0, k - keys.shape[1]))), constant_values=NONE)[:, :k]
         if width < m:
             open_ = np.flatnonzero(last >= kth - self.window)
             for part in _slices(len(open_), max(1, (1 << 22) // (8 * width))):
@@ -190,24 +190,24 @@ class _Flat:
         self, lines: NDArray[np.int64], row: NDArray[np.int64], near: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
         """Exact keys of the candidates that are near enough, ascending."""
-        vectors, keys = self.vectors, np.full(row.shape, _NONE)
+        vectors, keys = self.vectors, np.full(row.shape, NONE)
         if vectors.own is not None:
             near = near & (row != vectors.own[lines][:, None])
         at, column = np.nonzero(near)
         found = row[at, column]
         self.computed += len(at)
-        keys[at, column] = _pack(vectors.pairs(lines[at], found), found)
+        keys[at, column] = pack(vectors.pairs(lines[at], found), found)
         keys.sort(axis=1)
         return keys
 
     def _against_all(self, lines: NDArray[np.int64], k: int) -> NDArray[np.int64]:
         """Keys of the first k rows from the exact scores of every row."""
-        vectors, best = self.vectors, np.full((len(lines), 0), _NONE)
+        vectors, best = self.vectors, np.full((len(lines), 0), NONE)
         for columns in _slices(len(vectors.base), 1 << 14):
             rows = np.arange(columns.start, columns.stop)
-            keys = _pack(vectors.table(lines, columns), rows[None, :])
+            keys = pack(vectors.table(lines, columns), rows[None, :])
             if vectors.own is not None:
-                keys[rows[None, :] == vectors.own[lines][:, None]] = _NONE
+                keys[rows[None, :] == vectors.own[lines][:, None]] = NONE
             best = np.sort(np.concatenate([best, keys], axis=1), axis=1)[:, :k]
             self.computed += keys.size
         return best
@@ -268,9 +268,9 @@ def expand(lists: Lists, groups: Groups, k: int) -> Lists:
         keys = _expand_groups(lists, groups, part, members, starts, k)
         rows = members[starts[part.start] : starts[part.stop]]
         keys = keys[groups.inverse[rows] - part.start]
-        keys[_rows_of(keys) == rows[:, None]] = _NONE
+        keys[_rows_of(keys) == rows[:, None]] = NONE
         keys.sort(axis=1)
-        neighbour[rows], score[rows] = _unpack(keys[:, :k])
+        neighbour[rows], score[rows] = unpack(keys[:, :k])
     return Lists(neighbour, score, lists.computed)
 
 
@@ -296,11 +296,11 @@ def _expand_groups(
     count = size.ravel()
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     rows = members[np.repeat(starts[vector.ravel()], count) + within]
-    keys = _pack(np.repeat(score.ravel(), count), rows)
+    keys = pack(np.repeat(score.ravel(), count), rows)
     line = np.repeat(np.arange(len(own)), size.sum(axis=1))
     ranked = np.lexsort((keys, line))
     position = np.arange(len(line)) - np.searchsorted(line, line)
-    out = np.full((len(own), k + 1), _NONE)
+    out = np.full((len(own), k + 1), NONE)
     kept = position <= k
     out[line[kept], position[kept]] = keys[ranked[kept]]
     return out
@@ -414,17 +414,18 @@ def _round(dots: NDArray[np.float64], lengths: NDArray[np.float64]) -> Ints:
     return np.rint(cosines * ONE).astype(np.int32)
 
 
-def _pack(score: NDArray[Any], row: NDArray[Any]) -> NDArray[np.int64]:
+def pack(score: NDArray[Any], row: NDArray[Any]) -> NDArray[np.int64]:
     """One integer that ascends as (score descending, row ascending)."""
     return -score.astype(np.int64) << 32 | row.astype(np.int64)
 
 
 def _rows_of(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.where(keys == _NONE, -1, keys & 0xFFFFFFFF)
+    return np.where(keys == NONE, -1, keys & 0xFFFFFFFF)
 
 
-def _unpack(keys: NDArray[np.int64]) -> tuple[Ints, Ints]:
-    score = np.where(keys == _NONE, 0, -(keys >> 32))
+def unpack(keys: NDArray[np.int64]) -> tuple[Ints, Ints]:
+    """Rows, -1 for NONE, and scores, 0 for NONE."""
+    score = np.where(keys == NONE, 0, -(keys >> 32))
     return _rows_of(keys).astype(np.int32), score.astype(np.int32)
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from infra.canonical import canonical
 from infra.errors import PairmillError
-from infra.store import NotFound, Stat, Store, StoreError
+from infra.store import NotFound, Stat, Store, StoreError, listed
 
 PREFIX = "pins/"
 CLOCK, MARKS, ALONE = "gc/clock", "gc/marks.json", "gc/alone.json"
@@ -97,7 +97,7 @@ def held(store: Store, apart_from: str | None = None) -> list[Held]:
     """The pins that are alive, save one's own; dead ones are removed."""
     now = clock(store)
     found = []
-    for stat in _list(store, PREFIX):
+    for stat in listed(store, PREFIX):
         if stat.key == apart_from:
             continue
         pin = _read(store, stat, now)
@@ -175,7 +175,7 @@ def _is_there(store: Store, key: str) -> bool:
 def _swept(store: Store, key: str) -> list[str]:
     """The signs of sweeps that are just at a key, or were a moment ago."""
     signs = []
-    for stat in _list(store, SWEEPING):
+    for stat in listed(store, SWEEPING):
         try:
             if key in json.loads(store.get(stat.key))["keys"]:
                 signs.append(stat.key)
@@ -231,13 +231,6 @@ def _generation(store: Store) -> int:
         return int(json.loads(store.get(MARKS))["generation"])
     except (NotFound, ValueError, KeyError, TypeError):
         return 0
-
-
-def _list(store: Store, prefix: str) -> list[Stat]:
-    try:
-        return list(store.list(prefix))
-    except NotFound:
-        return []
 
 
 def _process() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from infra import traces
 from infra.canonical import canonical
-from infra.store import NotFound, Stat, Store
+from infra.store import NotFound, Stat, Store, listed
 from infra.tombstones import Tombstones
 from infra.versions import complete_numbers, read_latest, read_manifest, version_folder
 
@@ -18,7 +18,7 @@ WITHDRAWN = "withdrawn.json"
 
 def datasets(store: Store) -> list[str]:
     """Names of the datasets that were ever published."""
-    parts = (stat.key.split("/") for stat in _list(store, "datasets/"))
+    parts = (stat.key.split("/") for stat in listed(store, "datasets/"))
     return sorted({part[1] for part in parts if part[2:] == ["latest.json"]})
 
 
@@ -33,7 +33,7 @@ def older(store: Store, dataset: str) -> dict[int, Stat]:
     last = latest(store, dataset)
     found = {
         _number(stat.key): stat
-        for stat in _list(store, f"datasets/{dataset}/v")
+        for stat in listed(store, f"datasets/{dataset}/v")
         if stat.key.endswith("/manifest.json") and _number(stat.key) < last
     }
     return dict(sorted(found.items(), reverse=True))
@@ -62,7 +62,7 @@ def remove(store: Store, dataset: str, number: int, reason: str | None = None) -
         told: dict[str, Any] = {"dataset": dataset, "version": number, "digest": manifest["digest"]}
         store.put(f"{place}/{WITHDRAWN}", canonical({**told, "reason": reason}))
     store.delete(f"{place}/manifest.json")
-    for stat in _list(store, f"{place}/"):
+    for stat in listed(store, f"{place}/"):
         if not stat.key.endswith(f"/{WITHDRAWN}"):
             store.delete(stat.key)
 
@@ -71,7 +71,7 @@ def finish(store: Store, dataset: str) -> int:
     """Delete what dead processes left of versions before the latest; no build may be publishing."""
     last = latest(store, dataset)
     files: dict[int, list[str]] = {}
-    for stat in _list(store, f"datasets/{dataset}/v"):
+    for stat in listed(store, f"datasets/{dataset}/v"):
         files.setdefault(_number(stat.key), []).append(stat.key)
     count = 0
     for number, keys in files.items():
@@ -127,10 +127,3 @@ def withdraw(store: Store, gone: Tombstones) -> Iterator[tuple[str, int, str | N
 def _number(key: str) -> int:
     name = key.split("/")[2].removeprefix("v")
     return int(name) if name.isdecimal() else 0
-
-
-def _list(store: Store, prefix: str) -> list[Stat]:
-    try:
-        return list(store.list(prefix))
-    except NotFound:
-        return []

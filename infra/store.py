@@ -143,6 +143,14 @@ def open_store(location: Location) -> Store:
     return FolderStore(str(_folder(scheme, rest)))
 
 
+def listed(store: Store, prefix: str = "") -> list[Stat]:
+    """Objects whose key starts with `prefix`; none where a folder has not been made yet."""
+    try:
+        return list(store.list(prefix))
+    except NotFound:
+        return []
+
+
 def overlaps(a: Location, b: Location) -> bool:
     """Whether one location lies inside the other, symbolic links resolved.
 

@@ -156,9 +156,9 @@ def _read(build: Build, table: Table, width: int) -> Kept:
     """Lists of `width` entries with their floors from their table."""
     neighbour, score = tables.dense_lists(build.store, table)
     floor = tables.read(build.store, table, ["floor"])["floor"].to_numpy()
-    keys = np.full((len(floor), width), kept_lists.NONE)
-    packed = kept_lists.pack(score, np.maximum(neighbour, 0))
-    keys[:, : neighbour.shape[1]] = np.where(neighbour < 0, kept_lists.NONE, packed)
+    keys = np.full((len(floor), width), neighbours.NONE)
+    packed = neighbours.pack(score, np.maximum(neighbour, 0))
+    keys[:, : neighbour.shape[1]] = np.where(neighbour < 0, neighbours.NONE, packed)
     return Kept(keys, floor)
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.build import stages
+from flows.config import open_build, parse_config
 from infra.store import NotFound, Store
 
 SAMPLE = Path(__file__).parents[2] / "sample"
@@ -17,7 +19,7 @@ SAMPLE = Path(__file__).parents[2] / "sample"
 OF_THE_RUN = ("README.md", "report.html")
 
 
-def fill(folder: Path, first: int, last: int, captions: dict[str, str] | None = None) -> None:
+def fill(folder: Path, first: int, last: int) -> None:
     """Pictures `first` to `last` of the sample bucket and their captions file; others go."""
     with (SAMPLE / "bucket/captions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[first:last]
@@ -50,6 +52,13 @@ def config(corpus: Path | dict[str, Any], store: Path | dict[str, Any], **sectio
         "pairs": {"targets": 6},
         "cluster": {"kind": "threads", "workers": 2},
     } | sections
+
+
+def build_here(config: dict[str, Any]) -> dict[str, Any]:
+    """Run the stages in this process, without Prefect; what they say at their end."""
+    parsed = parse_config(config)
+    with open_build(parsed) as opened:
+        return stages(opened, parsed)
 
 
 def published(store: Store, dataset: str = "few") -> dict[str, Any] | None:

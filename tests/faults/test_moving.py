@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows.build import stages
-from flows.config import open_build, parse_config
 from infra.errors import PairmillError
 from infra.folder import FolderStore
 from infra.store import Location, open_store
-from tests.faults.buckets import config, content, fill, published
+from tests.faults.buckets import build_here, config, content, fill, published
 from tests.faults.night import no_report
 
 DAY = 86_400
@@ -29,9 +27,7 @@ def _quickly() -> Iterator[None]:
 
 
 def build(corpus: Path, store: Path) -> dict[str, Any]:
-    parsed = parse_config(config(corpus, store))
-    with open_build(parsed) as opened:
-        return stages(opened, parsed)
+    return build_here(config(corpus, store))
 
 
 def said(store: Path) -> tuple[Any, Any]:

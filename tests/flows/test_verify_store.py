@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.build import stages
-from flows.config import open_build, parse_config
 from flows.verify_store import Damaged, named, verify_store
 from infra import pins
 from infra.errors import PairmillError
 from infra.store import Location, Store, open_store
-from tests.faults.buckets import config, content, fill, published
+from tests.faults.buckets import build_here, config, content, fill, published
 from tests.faults.night import no_report
 
 
@@ -40,9 +38,7 @@ def _quickly() -> Iterator[None]:
 
 
 def build(corpus: Path, store: Path) -> dict[str, Any]:
-    parsed = parse_config(config(corpus, store))
-    with open_build(parsed) as opened:
-        return stages(opened, parsed)
+    return build_here(config(corpus, store))
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flows.build import stages
-from flows.config import open_build, parse_config
 from tests.faults import buckets
 
 WEEK = os.environ.get("PAIRMILL_WEEK_CORPUS")
@@ -108,9 +106,7 @@ def built(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def built_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same in this process, without Prefect."""
-    parsed = parse_config(config)
-    with open_build(parsed) as run:
-        return stages(run, parsed)
+    return buckets.build_here(config)
 
 
 def nights(
