@@ -1,138 +1,70 @@
 """An OpenAI-compatible chat server with real HTTP; it answers from a table and misbehaves on order.
 
-In a thread: `with MllmServer() as server: ... server.url`. As a process:
-`python -m tests.mllm_server --port 8000`.
+In a thread: `with MllmServer() as server: ... server.url`. As a process, told what to do over HTTP
+(`POST /control`) and asked what it was asked (`GET /ledger`):
+`python -m tests.mllm_server --port 8000 --delay-ms 500`.
 """
 
 import argparse
-import base64
+import asyncio
 import hashlib
 import json
+import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
-COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
-THINGS = ("arrow", "leaf", "card", "moon", "flag", "button", "house", "fish")
+from tests.mllm_answers import (
+    BEHAVIOURS,
+    Reply,
+    completion,
+    digests,
+    error,
+    good_content,
+    said,
+)
+from tests.mllm_batches import Batches
+
+__all__ = ["BEHAVIOURS", "MllmServer", "Reply", "completion", "digests", "good_content", "said"]
+
+Headers = dict[str, str]
 
 
 @dataclass
-class Reply:
-    """What goes over the wire; `cut` closes the socket instead of answering."""
+class Storm:
+    """429 for every call from the `after`th call on, until `calls` were refused or `seconds` old.
 
-    status: int = 200
-    body: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
-    delay_s: float = 0.0
-    cut: bool = False
+    A storm without an end lasts until `server.storms.clear()`.
+    """
 
+    after: int = 0
+    calls: int | None = None
+    seconds: float | None = None
+    retry_after: str | None = None
+    refused: int = 0
+    since: float | None = None
 
-def digests(request: dict[str, Any]) -> list[str]:
-    """SHA-256 of the pictures of a request, in their order."""
-    found = []
-    for message in request["messages"]:
-        parts = message["content"] if isinstance(message["content"], list) else []
-        for part in parts:
-            if part["type"] == "image_url":
-                data = part["image_url"]["url"].partition("base64,")[2]
-                found.append(hashlib.sha256(base64.b64decode(data, validate=True)).hexdigest())
-    return found
-
-
-def said(request: dict[str, Any]) -> str:
-    """All text of a request."""
-    texts = []
-    for message in request["messages"]:
-        content = message["content"]
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        texts += [part["text"] for part in parts if part["type"] == "text"]
-    return "\n".join(texts)
+    def rages(self, call: int) -> bool:
+        if call <= self.after:
+            return False
+        self.since = self.since or time.monotonic()
+        over = self.seconds is not None and time.monotonic() - self.since >= self.seconds
+        if over or (self.calls is not None and self.refused >= self.calls):
+            return False
+        self.refused += 1
+        return True
 
 
-def good_content(request: dict[str, Any]) -> str:
-    """A valid answer: a function of the pictures, or of the text where there are none."""
-    text = said(request)
-    seeds = digests(request) or [hashlib.sha256(text.encode()).hexdigest()] * 2
-    query, target = (
-        f"a {COLOURS[int(seed[:2], 16) % 8]} {THINGS[int(seed[2:4], 16) % 8]} ({seed[:6]})"
-        for seed in seeds[:2]
-    )
-    comparison = {
-        "common": "flat drawings of one thing",
-        "differences": {"query": query, "target": target},
-    }
-    written = {
-        "instructions": [
-            f"Like this one, but {target}",
-            f"Show me {target} in the same style",
-            f"The same kind of drawing, this time with {target}",
-        ]
-    }
-    wants = [part for part in (comparison, written) if f'"{next(iter(part))}"' in text]
-    return json.dumps({key: value for part in wants for key, value in part.items()})
-
-
-def completion(request: dict[str, Any], content: str | None, **changed: Any) -> Reply:
-    message = {"role": "assistant", "content": content, "refusal": changed.get("refusal")}
-    choice = {
-        "index": 0,
-        "message": message,
-        "finish_reason": changed.get("finish_reason", "stop"),
-    }
-    body = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": request["model"],
-        "choices": [choice],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
-    }
-    return Reply(body=body)
-
-
-def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status, {"error": {"message": message, "type": "error", "code": code}}, names)
-
-
-def _slow(request: dict[str, Any]) -> Reply:
-    reply = completion(request, good_content(request))
-    reply.delay_s = 1.5
-    return reply
-
-
-BEHAVIOURS: dict[str, Callable[[dict[str, Any]], Reply]] = {
-    "good": lambda request: completion(request, good_content(request)),
-    "chatty": lambda request: completion(
-        request, f"<think>{{hm}}</think>Sure:\n```json\n{good_content(request)}\n```"
-    ),
-    "429": lambda _: error(429, "slow down"),
-    "429 retry-after": lambda _: error(429, "slow down", retry_after="0"),
-    "429 come back tomorrow": lambda _: error(429, "slow down", retry_after="86400"),
-    "429 no quota": lambda _: error(429, "you owe us money", "insufficient_quota"),
-    "500": lambda _: error(500, "oh no"),
-    "503": lambda _: error(503, "loading"),
-    "400": lambda _: error(400, "this picture is not to our liking"),
-    "404": lambda _: error(404, "no such model"),
-    "redirect": lambda _: Reply(307, {}, {"Location": "http://127.0.0.1:9/v1/chat/completions"}),
-    "html": lambda _: Reply(body="<html>welcome</html>", headers={"Content-Type": "text/html"}),
-    "broken body": lambda _: Reply(body='{"choices": [', headers={}),
-    "refusal": lambda request: completion(request, None, refusal="I'd rather not"),
-    "content filter": lambda request: completion(request, "", finish_reason="content_filter"),
-    "truncated": lambda request: completion(
-        request, good_content(request)[:20], finish_reason="length"
-    ),
-    "not json": lambda request: completion(request, "They are both nice."),
-    "wrong schema": lambda request: completion(request, '{"verdict": 7}'),
-    "empty": lambda request: completion(request, ""),
-    "over-long": lambda request: completion(request, "x" * 50_000),
-    "slow": _slow,
-    "closed socket": lambda _: Reply(cut=True),
-}
+def content_digest(request: dict[str, Any]) -> str:
+    """Names what a request asks, however its JSON is laid out."""
+    text = json.dumps(request, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class MllmServer:
@@ -140,7 +72,12 @@ class MllmServer:
 
     The next behaviours come from `script`, then from `rule` (a function of the request), which
     is "good" unless told otherwise. `formats` are the response formats it takes; with a `key`
-    it wants that bearer token. `ledger` holds (behaviour, request, headers) in order.
+    it wants that bearer token. `ledger` holds (behaviour, request, headers) in order, if `keep`.
+
+    Every call takes `delay_ms`. More than `most` at once, more than `per_second`, or a call in one
+    of the `storms` is answered by 429. `paid` counts the completions made for each digest of a
+    request's content, whoever still listened, and `delivered` those that were sent whole; with
+    `told`, a file, the counts outlive the server. Batches: see `tests.mllm_batches`.
     """
 
     def __init__(
@@ -150,112 +87,248 @@ class MllmServer:
         formats: Iterable[str] = ("json_schema", "json_object"),
         key: str | None = None,
         port: int = 0,
+        delay_ms: float = 0.0,
+        most: int | None = None,
+        per_second: float | None = None,
+        keep: bool = True,
+        told: Path | None = None,
     ):
-        self.script = list(script)
-        self.rule = rule
-        self.formats = set(formats)
-        self.key = key
-        self.ledger: list[tuple[str, dict[str, Any], dict[str, str]]] = []
-        self.in_flight = self.most_in_flight = 0
-        self._lock = threading.Lock()
-        self._http = _Http(("127.0.0.1", port), _Handler)
-        self._http.owner = self
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        self.script, self.rule, self.formats, self.key = list(script), rule, set(formats), key
+        self.delay_ms, self.most, self.per_second, self.keep = delay_ms, most, per_second, keep
+        self.storms: list[Storm] = []
+        self.ledger: list[tuple[str, dict[str, Any], Headers]] = []
+        self.in_flight = self.most_in_flight = self.calls = 0
+        self.counts: Counter[str] = Counter()
+        self.paid: Counter[str] = Counter()
+        self.delivered: Counter[str] = Counter()
+        self.batches = Batches(self._answer_line)
+        self._last: Reply | None = None
+        self._recent: deque[float] = deque()
+        self._told = self._open_ledger(told)
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=1024)
+        self.origin = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"{self.origin}/v1"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.serve, daemon=True)
+        self._ready = threading.Event()
 
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(behaviour for behaviour, _, _ in self.ledger)
+    def _open_ledger(self, told: Path | None) -> Any:
+        if told is None:
+            return None
+        for line in told.read_text().splitlines() if told.exists() else ():
+            what, name = json.loads(line)
+            getattr(self, what)[name] += 1
+        return told.open("a", buffering=1)
 
     @property
     def requests(self) -> list[dict[str, Any]]:
         return [request for _, request, _ in self.ledger]
 
+    def summary(self) -> dict[str, Any]:
+        """The counts as JSON, and the CPU seconds of this process."""
+        return {
+            **{"calls": self.calls, "counts": self.counts, "paid": self.paid},
+            **{"delivered": self.delivered, "most_in_flight": self.most_in_flight},
+            **{"batches": len(self.batches.batches), "files": len(self.batches.files)},
+            **{"storms": [storm.refused for storm in self.storms], "cpu_s": time.process_time()},
+        }
+
+    def control(self, orders: dict[str, Any]) -> None:
+        """Change settings: script, delay_ms, most, per_second, storms, formats; of batches
+        script (as `batch_script`), polls, faults, retry_after.
+        """
+        of_batches = {"batch_script": "script"} | {
+            name: name for name in ("polls", "faults", "retry_after")
+        }
+        for name, value in orders.items():
+            if name in of_batches:
+                setattr(self.batches, of_batches[name], value)
+            elif name == "storms":
+                self.storms = [Storm(**storm) for storm in value]
+            elif name in ("script", "delay_ms", "most", "per_second"):
+                setattr(self, name, value)
+            elif name == "formats":
+                self.formats = set(value)
+            else:
+                raise ValueError(f"no such order: {name}")
+
     def __enter__(self) -> "MllmServer":
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        self._thread.start()
+        self._ready.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
     def serve(self) -> None:
-        self._http.serve_forever()
+        """Answer until the loop is stopped."""
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        start = asyncio.start_server(self._connection, sock=self._socket, limit=2**20)
+        server = loop.run_until_complete(start)
+        loop.call_soon(self._ready.set)
+        try:
+            loop.run_forever()
+        finally:
+            server.close()
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.close()
 
-    def answer(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> Reply:
-        with self._lock:
-            behaviour, reply = self._choose(path, request, headers)
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while await self._exchange(reader, writer):
+                pass
+        writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its reply; whether the connection may be used again."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head[:-4].split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        body = await _body(reader, headers)
+        if method != "POST" or not target.endswith("/chat/completions"):
+            return await _send(self._other(method, target, headers, body), reader, writer)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            reply, name = self._call(target, json.loads(body), headers)
+            await asyncio.sleep(reply.delay_s)
+            open_still = await _send(reply, reader, writer)
+            if reply.paid and reply.share == 1.0 and not writer.is_closing():
+                self._count("delivered", name)
+        finally:
+            self.in_flight -= 1
+        return open_still
+
+    def _call(self, target: str, request: dict[str, Any], headers: Headers) -> tuple[Reply, str]:
+        behaviour, reply = self._choose(target, request, headers)
+        reply.delay_s += self.delay_ms / 1000
+        return reply, self._enter(behaviour, reply, request, headers)
+
+    def _enter(
+        self, behaviour: str, reply: Reply, request: dict[str, Any], headers: Headers
+    ) -> str:
+        """Write a call into the ledger; gives the digest of what it asked."""
+        if self.keep:
             self.ledger.append((behaviour, request, headers))
-        return reply
+        self._count("counts", behaviour)
+        name = content_digest(request) if reply.paid else ""
+        if reply.paid:
+            self._count("paid", name)
+        return name
 
-    def busy(self, change: int) -> None:
-        with self._lock:
-            self.in_flight += change
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+    def _count(self, what: str, name: str) -> None:
+        getattr(self, what)[name] += 1
+        if self._told:
+            self._told.write(json.dumps([what, name]) + "\n")
 
-    def _choose(
-        self, path: str, request: dict[str, Any], headers: dict[str, str]
-    ) -> tuple[str, Reply]:
-        if not path.endswith("/v1/chat/completions"):
+    def _choose(self, target: str, request: dict[str, Any], headers: Headers) -> tuple[str, Reply]:
+        self.calls += 1
+        if target != "/v1/chat/completions":
             return "wrong path", error(404, "no such path")
-        if self.key and headers.get("authorization") != f"Bearer {self.key}":
-            return "wrong key", error(401, f"bad key {headers.get('authorization')}")
+        if refused := self._wrong_key(headers):
+            return "wrong key", refused
+        for storm in self.storms:
+            if storm.rages(self.calls):
+                after = {"retry_after": storm.retry_after} if storm.retry_after else {}
+                return "storm", error(429, "there is a storm", **after)
+        if self._too_many():
+            return "too many", error(429, "too many requests")
         form = request.get("response_format", {}).get("type")
         if form and form not in self.formats:
             return "wrong format", error(400, f"response_format {form} is not supported")
+        return self._behave(request)
+
+    def _behave(self, request: dict[str, Any]) -> tuple[str, Reply]:
         behaviour = self.script.pop(0) if self.script else self.rule(request)
-        return behaviour, BEHAVIOURS[behaviour](request)
+        reply = BEHAVIOURS[behaviour](request)
+        if behaviour == "duplicate" and self._last:
+            reply.body = self._last.body
+        if reply.paid:
+            self._last = reply
+        return behaviour, reply
+
+    def _too_many(self) -> bool:
+        now = time.monotonic()
+        while self._recent and self._recent[0] < now - 1:
+            self._recent.popleft()
+        if self.most is not None and self.in_flight > self.most:
+            return True
+        if self.per_second is not None and len(self._recent) >= self.per_second:
+            return True
+        self._recent.append(now)
+        return False
+
+    def _wrong_key(self, headers: Headers) -> Reply | None:
+        if self.key and headers.get("authorization") != f"Bearer {self.key}":
+            return error(401, f"bad key {headers.get('authorization')}")
+        return None
+
+    def _answer_line(self, request: dict[str, Any]) -> Reply:
+        behaviour, reply = self._behave(request)
+        name = self._enter(f"batch: {behaviour}", reply, request, {})
+        if reply.paid:
+            self._count("delivered", name)
+        return reply
+
+    def _other(self, method: str, target: str, headers: Headers, body: bytes) -> Reply:
+        url = urlsplit(target)
+        if (method, url.path) == ("GET", "/ledger"):
+            return Reply(body=self.summary())
+        if (method, url.path) == ("POST", "/control"):
+            self.control(json.loads(body))
+            return Reply(body={})
+        if refused := self._wrong_key(headers):
+            return refused
+        if not url.path.startswith(("/v1/files", "/v1/batches")):
+            return error(404, "no such path")
+        query = dict(parse_qsl(url.query))
+        return self.batches.handle(method, url.path.removeprefix("/v1"), query, body)
 
 
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-    owner: MllmServer
+async def _body(reader: asyncio.StreamReader, headers: Headers) -> bytes:
+    if headers.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    parts = []
+    while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        parts.append(await reader.readexactly(size))
+        await reader.readexactly(2)
+    await reader.readuntil(b"\r\n")
+    return b"".join(parts)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1
-    server: _Http
-
-    def do_POST(self) -> None:
-        owner = self.server.owner
-        owner.busy(+1)
-        try:
-            data = self.rfile.read(int(self.headers["Content-Length"]))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            self._send(owner.answer(self.path, json.loads(data), headers))
-        finally:
-            owner.busy(-1)
-
-    def _send(self, reply: Reply) -> None:
-        if reply.cut:
-            self.close_connection = True
-            return
-        time.sleep(reply.delay_s)
-        raw = isinstance(reply.body, str)
-        body = (reply.body if raw else json.dumps(reply.body)).encode()
-        self.send_response(reply.status)
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        for name, value in (headers | reply.headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        try:
-            self.wfile.write(body)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+async def _send(reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    raw = isinstance(reply.body, str)
+    body = (reply.body if raw else json.dumps(reply.body)).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    lines = "".join(f"{k}: {v}\r\n" for k, v in (headers | reply.headers).items())
+    head = f"HTTP/1.1 {reply.status} Reply\r\n{lines}\r\n".encode()
+    if reply.share == 1.0:
+        writer.write(head + body)
+    elif reply.share:
+        writer.write(head + body[: int(len(body) * reply.share)])
+    await writer.drain()
+    if reply.ends == "stalled":
+        await reader.read()  # until the other side gives up
+    return reply.ends == "whole"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
     parser.add_argument("--script", nargs="*", default=[], choices=sorted(BEHAVIOURS))
-    arguments = parser.parse_args()
-    server = MllmServer(arguments.script, port=arguments.port)
+    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--most", type=int, help="calls at once; more are answered by 429")
+    parser.add_argument("--per-second", type=float)
+    parser.add_argument("--ledger", type=Path, help="a file that keeps the counts")
+    parser.add_argument("--keep", action="store_true", help="keep every request in memory")
+    given = vars(parser.parse_args())
+    server = MllmServer(told=given.pop("ledger"), **given)
     print(server.url, flush=True)
     server.serve()
 
