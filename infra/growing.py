@@ -3,7 +3,8 @@
     ledger/describe/<kind>/<family>/<number>-<digest>.json
 
 The record of the highest number holds; of two with one number, their shards together. Where two
-builds append at once and one is overtaken, its rows are found out again.
+builds append at once and one is overtaken, its rows are found out again. Rows of `responses` were
+paid for: of these each number is given once, and who is overtaken learns it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,14 @@ import pyarrow.parquet as pq
 from infra import tables
 from infra.canonical import digest
 from infra.corpus import RangeFile, object_id
+from infra.errors import PairmillError
 from infra.ledger import Ledger
 from infra.schema import SCHEMAS
-from infra.store import NotFound, Store
+from infra.store import Conflict, NotFound, Store
 from infra.tables import Shard, Table
 from infra.tombstones import Tombstones
 
-KINDS = ("objects", "forgotten", "headers", "looks", "vectors", "texts")
+KINDS = ("objects", "forgotten", "headers", "looks", "vectors", "texts", "responses")
 PLACE = ("key", "member", "stamp", "image_id")
 SHARD_BYTES = 64 << 20  # of a shard that compaction writes
 SMALL = 8 << 20
@@ -50,12 +52,34 @@ def load(ledger: Ledger, kind: str, family: str) -> Grown:
 
 
 def save(ledger: Ledger, grown: Grown, table: Table, free_of: str) -> Grown:
-    """Record the next state of a growing table; its shards must be stored already."""
+    """Record the next state of a growing table; its shards must be stored already.
+
+    Of `responses`, raises PairmillError where another process has changed the table since.
+    """
     after = grown._replace(number=grown.number + 1, table=table, free_of=free_of)
-    key = f"{after.number:08d}-{digest([shard.sha256 for shard in table.shards])}"
     record = {"tables": {"rows": table.to_json()}, "free_of": free_of}
+    if grown.kind == "responses":
+        _save_alone(ledger, after, record)
+        return after
+    key = f"{after.number:08d}-{digest([shard.sha256 for shard in table.shards])}"
     ledger.write(f"describe/{grown.kind}", grown.family, key, record)
     return after
+
+
+def _save_alone(ledger: Ledger, after: Grown, record: dict[str, Any]) -> None:
+    """The record of a number that nobody else can have, and that is the newest then."""
+    stage, key = f"describe/{after.kind}", f"{after.number:08d}-only"
+    try:
+        ledger.write(stage, after.family, key, record, if_absent=True)
+        # One may be absent since it is long overtaken, and collected as garbage.
+        number, _ = ledger.newest(stage, after.family)
+    except Conflict:
+        number = after.number + 1
+    if number != after.number:
+        raise PairmillError(
+            f"another process has changed the table of {after.kind} in {ledger.store.uri}; nothing "
+            "is lost, run this again"
+        )
 
 
 def append(ledger: Ledger, grown: Grown, new: Sequence[Shard], free_of: str) -> Grown:
@@ -117,18 +141,41 @@ def forgotten_row(
 
 def _names(store: Store, grown: Grown, shard: Shard) -> list[dict[str, Any]]:
     """The columns of a shard that name things; vectors are left unread."""
-    columns = {"objects": PLACE, "forgotten": ("key", "stamp"), "texts": ("caption_id",)}
-    wanted = list(columns.get(grown.kind, ("image_id",)))
-    if grown.kind in ("vectors", "texts"):
-        file = RangeFile(store, tables.shard_key(shard.sha256), shard.bytes, window=1 << 16)
-        rows = pq.ParquetFile(pa.PythonFile(file, mode="r")).read(columns=wanted)
+    named = {
+        "objects": PLACE,
+        "forgotten": ("key", "stamp"),
+        "texts": ("caption_id",),
+        "responses": ("images", "captions"),
+    }
+    wanted = named.get(grown.kind, ("image_id",))
+    if grown.kind in ("vectors", "texts", "responses"):
+        rows = columns(store, grown.table.name, shard, wanted)
     else:
         rows = tables.read(store, Table(grown.table.name, (shard,)), wanted)
     found: list[dict[str, Any]] = rows.to_pylist()
     return found
 
 
+def columns(store: Store, name: str, shard: Shard, wanted: Sequence[str]) -> pa.Table:
+    """Some columns of a shard, and no byte of the others read; so its digest is not looked at.
+
+    Raises Damaged for a shard that is gone or can't be read.
+    """
+    file = RangeFile(store, tables.shard_key(shard.sha256), shard.bytes, window=1 << 16)
+    try:
+        rows = pq.ParquetFile(pa.PythonFile(file, mode="r")).read(columns=list(wanted))
+    except (NotFound, pa.ArrowException, OSError) as error:
+        raise tables.damaged(store, name, shard, gone=isinstance(error, NotFound)) from error
+    if rows.num_rows != shard.rows:
+        raise tables.damaged(store, name, shard)
+    return rows
+
+
 def _is_dead(kind: str, row: dict[str, Any], gone: Tombstones) -> bool:
+    if kind == "responses":
+        return any(map(gone.has_image, row["images"])) or any(
+            gone.keyed(caption) in gone.captions for caption in row["captions"]
+        )
     if kind == "texts":
         return gone.keyed(row["caption_id"]) in gone.captions
     if kind == "forgotten":
@@ -149,9 +196,10 @@ def compact(
 ) -> Table:
     """The table with superseded rows left out and small shards joined, or as it is.
 
-    `live` has the rows that are wanted, by the table's first columns; without it all are. Rows are
-    left out where they are more than `share` of all, shards joined where more than `small` of them
-    are below SMALL bytes. What was written before stays until garbage collection.
+    `live` has the rows that are wanted, by the table's first columns; without it all are, and
+    shards that are not small stay. Rows are left out where they are more than `share` of all,
+    shards joined where more than `small` of them are below SMALL bytes. Rows stay in their order.
+    What was written before stays until garbage collection.
     """
     if len(grown.table.shards) == 0:
         return grown.table
@@ -163,14 +211,21 @@ def compact(
     out: list[Shard] = []
     waiting: list[pa.Table] = []
     seen: set[Any] = set()
-    for part in tables.shards(store, grown.table):
-        kept = _wanted(part, live, seen)
-        waiting += [kept] if kept.num_rows else []
-        if sum(rows.nbytes for rows in waiting) >= SHARD_BYTES:
+
+    def write(least: int) -> None:
+        if waiting and sum(rows.nbytes for rows in waiting) >= least:
             out.append(tables.write_shard(store, pa.concat_tables(waiting)))
-            waiting = []
-    if waiting:
-        out.append(tables.write_shard(store, pa.concat_tables(waiting)))
+            waiting.clear()
+
+    for shard in grown.table.shards:
+        if live is None and shard.bytes >= SMALL:
+            write(0)
+            out.append(shard)
+            continue
+        kept = _wanted(tables.read(store, Table(grown.table.name, (shard,))), live, seen)
+        waiting += [kept] if kept.num_rows else []
+        write(SHARD_BYTES)
+    write(0)
     return Table(grown.table.name, tuple(out))
 
 

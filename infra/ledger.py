@@ -72,11 +72,19 @@ class Ledger:
         known = [record for record in records if record]
         return max(known, key=lambda r: _likeness(r.get("sketch", []), sketch), default=None)
 
-    def write(self, stage: str, family: str, key: str, record: Mapping[str, Any]) -> None:
-        """Record finished work; what it names must be stored already."""
+    def write(
+        self,
+        stage: str,
+        family: str,
+        key: str,
+        record: Mapping[str, Any],
+        *,
+        if_absent: bool = False,
+    ) -> None:
+        """Record finished work; what it names must be stored already. Raises as `Store.put`."""
         body = canonical({"format": FORMAT, **record})
         path = f"ledger/{stage}/{family}/{key}.json"
-        self.store.put(path, body)
+        self.store.put(path, body, if_absent=if_absent)
         if self.used is not None:
             self.used.add(path)
 

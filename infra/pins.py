@@ -7,16 +7,14 @@ ended is dead at once, where this can be seen: on the same machine.
 """
 
 import json
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
+from infra import signs
 from infra.canonical import canonical
 from infra.errors import PairmillError
 from infra.store import NotFound, Stat, Store, StoreError, listed
@@ -38,31 +36,24 @@ class Pin:
     key: str
     life: float
     saw: int
-    renewed: float = field(default_factory=lambda: _now())
+    renewed: float = field(default_factory=signs.now)
     lapsed: bool = False
-    ended: threading.Event = field(default_factory=threading.Event)
 
     def renew(self) -> None:
         """Write the pin once more; the store's time of this write is what counts."""
-        start = _now()
-        body = {"format": 1, "saw": self.saw, "life_ms": int(self.life * 1000), **_process()}
-        self.store.put(self.key, canonical(body))
-        self.lapsed = self.lapsed or _now() - self.renewed > 0.8 * self.life
+        start = signs.now()
+        body = {"format": 1, "saw": self.saw, "life_ms": int(self.life * 1000)}
+        self.store.put(self.key, canonical(body | signs.this_process()))
+        self.lapsed = self.lapsed or signs.now() - self.renewed > 0.8 * self.life
         self.renewed = start
 
     def check(self) -> None:
         """Raises PairmillError where the pin may have lapsed, so that its build must not go on."""
-        if self.lapsed or _now() - self.renewed > 0.8 * self.life:
+        if self.lapsed or signs.now() - self.renewed > 0.8 * self.life:
             raise PairmillError(
                 f"this build's pin could not be renewed for {0.8 * self.life:.0f} s, so what it "
                 "reads may have been collected; run it again"
             )
-
-    def keep(self) -> None:
-        """Renew until the end; a failure is tried again, and told by `check`."""
-        while not self.ended.wait(self.life / 5):
-            with suppress(StoreError):
-                self.renew()
 
 
 class Held(NamedTuple):
@@ -81,14 +72,11 @@ def hold(store: Store, life: float = LIFE) -> Iterator[Pin]:
     """
     pin = Pin(store, f"{PREFIX}{uuid4().hex}.json", life, _generation(store))
     pin.renew()
-    keeper = threading.Thread(target=pin.keep, name="pin", daemon=True)
-    keeper.start()
     try:
-        _wait_for_others(store)
-        yield pin
+        with signs.renewed("pin", life / 5, pin.renew):
+            _wait_for_others(store)
+            yield pin
     finally:
-        pin.ended.set()
-        keeper.join()
         with suppress(StoreError):
             store.delete(pin.key)
 
@@ -122,24 +110,19 @@ def alone(store: Store, own: str | None = None) -> Iterator[Callable[[], bool]]:
     for pins: so at least one of the two sees the other. The sign is renewed; where that failed,
     the function says no.
     """
-    ended, renewed = threading.Event(), [_now()]
-    store.put(ALONE, canonical({"sign": uuid4().hex, **_process()}))
+    renewed = [signs.now()]
 
-    def keep() -> None:
-        while not ended.wait(ALONE_SECONDS / 6):
-            with suppress(StoreError):
-                start = _now()
-                store.put(ALONE, canonical({"sign": uuid4().hex, **_process()}))
-                renewed[0] = start
+    def renew() -> None:
+        start = signs.now()
+        store.put(ALONE, canonical({"sign": uuid4().hex, **signs.this_process()}))
+        renewed[0] = start
 
-    keeper = threading.Thread(target=keep, name="alone", daemon=True)
-    keeper.start()
+    renew()
     try:
-        is_alone = not held(store, own)
-        yield lambda: is_alone and _now() - renewed[0] < 0.8 * ALONE_SECONDS
+        with signs.renewed("alone", ALONE_SECONDS / 6, renew):
+            is_alone = not held(store, own)
+            yield lambda: is_alone and signs.now() - renewed[0] < 0.8 * ALONE_SECONDS
     finally:
-        ended.set()
-        keeper.join()
         store.delete(ALONE)
 
 
@@ -152,13 +135,13 @@ def put(store: Store, key: str, data: bytes) -> None:
     store.put(key, data)
     until = time.monotonic() + WAIT_SECONDS
     while True:
-        signs = _swept(store, key)
-        if not signs and _is_there(store, key):
+        sweeps = _swept(store, key)
+        if not sweeps and _is_there(store, key):
             return
-        if signs and time.monotonic() <= until:
+        if sweeps and time.monotonic() <= until:
             time.sleep(TICK)
             continue
-        for sign in signs:
+        for sign in sweeps:
             # Whoever left them is dead: a sweep is at one batch for less than that.
             store.delete(sign)
         store.put(key, data)
@@ -174,19 +157,14 @@ def _is_there(store: Store, key: str) -> bool:
 
 def _swept(store: Store, key: str) -> list[str]:
     """The signs of sweeps that are just at a key, or were a moment ago."""
-    signs = []
+    found = []
     for stat in listed(store, SWEEPING):
         try:
             if key in json.loads(store.get(stat.key))["keys"]:
-                signs.append(stat.key)
+                found.append(stat.key)
         except NotFound:
-            signs.append(stat.key)  # its sweep ended since, and may have taken the object
-    return signs
-
-
-def _now() -> float:
-    """Seconds of a clock that nobody sets and that goes on while the machine sleeps."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+            found.append(stat.key)  # its sweep ended since, and may have taken the object
+    return found
 
 
 def _wait_for_others(store: Store) -> None:
@@ -199,28 +177,20 @@ def _wait_for_others(store: Store) -> None:
             return
         if sign != seen:
             seen, since = sign, time.monotonic()
-        if time.monotonic() - since > ALONE_SECONDS or _has_ended(_parsed(sign)):
+        if time.monotonic() - since > ALONE_SECONDS or signs.has_ended(signs.parsed(sign)):
             return
         time.sleep(TICK)
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(data)
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
 def _read(store: Store, stat: Stat, now: float) -> Held | None:
     try:
-        body = _parsed(store.get(stat.key))
+        body = signs.parsed(store.get(stat.key))
         saw, life = int(body["saw"]), int(body["life_ms"]) / 1000
     except NotFound:
         return None
     except (ValueError, KeyError, TypeError):
         body, saw, life = {}, -1, LIFE
-    if now - stat.mtime > life or _has_ended(body):
+    if now - stat.mtime > life or signs.has_ended(body):
         return None
     return Held(stat.key, saw, life)
 
@@ -231,33 +201,3 @@ def _generation(store: Store) -> int:
         return int(json.loads(store.get(MARKS))["generation"])
     except (NotFound, ValueError, KeyError, TypeError):
         return 0
-
-
-def _process() -> dict[str, Any]:
-    """What tells this process from every other one on this machine; nothing where nothing does."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {
-            "machine": f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}",
-            "process": os.getpid(),
-            "started": _started(os.getpid()),
-        }
-    except OSError:
-        return {}
-
-
-def _started(process: int) -> str:
-    text = Path(f"/proc/{process}/stat").read_text()
-    return text.rpartition(")")[2].split()[19]
-
-
-def _has_ended(body: dict[str, Any]) -> bool:
-    here = _process()
-    if not here or body.get("machine") != here["machine"]:
-        return False
-    try:
-        return _started(int(body["process"])) != body["started"]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -146,6 +146,24 @@ SCHEMAS: dict[str, pa.Schema] = {
         prompt=pa.string(),
     ),
     "asked": _fields(pair_id=ID, query_caption_id=ID, target_caption_id=ID),
+    # What was asked of a model and paid for: of the request its digest, and what it was about.
+    "responses": _fields(
+        key=ID,
+        attempt=pa.int32(),
+        status=pa.string(),
+        text=pa.string(),
+        finish_reason=pa.string(),
+        model=pa.string(),
+        input_tokens=pa.int64(),
+        output_tokens=pa.int64(),
+        cached_tokens=pa.int64(),
+        # 10^-9 of the currency; null where it is not known.
+        cost=pa.int64(),
+        images=pa.list_(ID),
+        captions=pa.list_(ID),
+        stage=pa.string(),
+        created=pa.int64(),
+    ),
     # Numbers that a stage calibrated on the corpus, such as a cut.
     "facts": _fields(name=pa.string(), value=pa.int64()),
     "drops": _fields(

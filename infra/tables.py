@@ -32,6 +32,10 @@ class Damaged(PairmillError):
 
 
 REPAIR = "`pairmill verify-store --repair` removes what names it, and the next run makes it anew"
+PAID = (
+    "restore it from a backup, or let `pairmill verify-store --repair` give up the answers in it, "
+    "which are then paid for again"
+)
 
 
 class Shard(NamedTuple):
@@ -137,19 +141,21 @@ def _read_shard(store: Store, name: str, shard: Shard, columns: Sequence[str] | 
     return _decoded(store, name, shard, columns)
 
 
+def damaged(store: Store, name: str, shard: Shard, gone: bool = False) -> Damaged:
+    """The error that says which shard of which table is not what it should be."""
+    said = f"gone from {store.uri}" if gone else f"damaged in {store.uri}"
+    remedy = PAID if name.startswith("responses") else REPAIR
+    text = f"shard {shard.sha256[:12]} of table {name} is {said}; {remedy}"
+    return Damaged(text, shard.sha256)
+
+
 def _decoded(store: Store, name: str, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
     try:
         data = store.get(shard_key(shard.sha256))
     except NotFound as error:
-        raise Damaged(
-            f"shard {shard.sha256[:12]} of table {name} is gone from {store.uri}; {REPAIR}",
-            shard.sha256,
-        ) from error
+        raise damaged(store, name, shard, gone=True) from error
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise Damaged(
-            f"shard {shard.sha256[:12]} of table {name} is damaged in {store.uri}; {REPAIR}",
-            shard.sha256,
-        )
+        raise damaged(store, name, shard)
     rows = pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
     return _with_bytes(rows)
 

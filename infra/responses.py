@@ -1,0 +1,539 @@
+"""Paid answers: kept before anything is made of them, and given to whoever asks the same again.
+
+    responses/segments/<epoch>-<number>.jsonl    the newest, written every 64 answers or 2 s
+    ledger/describe/responses/all/...            a growing table of all others
+
+An answer is found by the key of its request, whichever dataset of the store asked. Of two answers
+under one key the first holds: that of the table, then by epoch and number. One process at a time
+adds answers, under the lease `responses`; the lease's epoch is in the names of its segments.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from infra import growing, tables
+from infra.canonical import canonical
+from infra.captions import encodable
+from infra.errors import PairmillError
+from infra.growing import Grown
+from infra.lease import LIFE, Lease, hold
+from infra.ledger import Ledger
+from infra.schema import SCHEMAS
+from infra.store import NotFound, Store, listed
+from infra.tables import Shard, Table
+
+_log = logging.getLogger(__name__)
+
+SEGMENTS = "responses/segments/"
+LEASE = "responses"
+KIND, FAMILY = "responses", "all"
+FLUSH_ANSWERS, FLUSH_SECONDS = 64, 2.0
+PILE = 128  # segments above which they are compacted
+SMALL_SHARDS = 64  # above which they are joined
+READERS = 8
+CACHE_BYTES = 192 << 20  # of decoded shards
+BLOCK, BLOCKS = 256, 16  # rows made Python values at once, and how many such are kept
+FORMAT = 1
+DIGITS = 64  # of a key
+_NAME = re.compile(rf"{SEGMENTS}(\d{{8,}})-(\d{{8,}})\.jsonl")
+# 0 to 15 for the digits of ids, 255 for everything else.
+_DIGITS = np.full(256, 255, np.uint8)
+_DIGITS[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+
+
+class Stored(NamedTuple):
+    """An answer as it is kept. `key` is the digest of its request, of which `attempt` is a part.
+
+    Tokens and cost (10^-9 of the currency) are None where they are not known. `images` and
+    `captions` are ids of what it is about: forgetting goes by them. `created` is in seconds.
+    """
+
+    key: str
+    attempt: int
+    status: str
+    text: str
+    finish_reason: str | None
+    model: str
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cost: int | None
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
+    stage: str
+    created: int
+
+
+class Segment(NamedTuple):
+    """A small file of answers, in the order in which they came."""
+
+    key: str
+    answers: Sequence[Stored]
+
+
+class DamagedSegment(PairmillError):
+    """A segment holds answers that can't be vouched for."""
+
+
+class View:
+    """All answers of a store as they were when it was opened. For one thread at a time.
+
+    It holds 24 bytes for each answer of the table, and a few decoded shards.
+    """
+
+    def __init__(self, store: Store, grown: Grown, recent: Iterable[Stored] = ()):
+        self.store, self.grown = store, grown
+        self._bodies = _Bodies(store)
+        self._runs: list[_Run] = []
+        with ThreadPoolExecutor(READERS) as threads:
+            keys = list(threads.map(lambda shard: _keys(store, shard), grown.table.shards))
+        self._index(grown.table.shards, keys)
+        self._recent: dict[str, Stored] = {}
+        for stored in recent:
+            if stored.key not in self:
+                self._recent[stored.key] = stored
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._recent or self._place(key) is not None
+
+    def __len__(self) -> int:
+        return len(self._recent) + sum(len(run.high) for run in self._runs)
+
+    def get(self, key: str, attempt: int = 0) -> Stored | None:
+        """The answer to a request, or None. `attempt` is in the key already.
+
+        Raises Damaged where there is an answer that can't be read.
+        """
+        place = self._place(key)
+        if place is None:
+            return self._recent.get(key)
+        stored = self._bodies.row(*place)
+        if stored.key != key:
+            raise tables.damaged(self.store, KIND, self._bodies.shards[place[0]])
+        return stored
+
+    def about(self, images: Iterable[str]) -> Iterator[Stored]:
+        """Answers that are about exactly these images. Reads one column of the whole table."""
+        wanted = set(images)
+        for number, shard in enumerate(self._bodies.shards):
+            found = growing.columns(self.store, KIND, shard, ("images",))["images"].to_pylist()
+            for row in (at for at, ids in enumerate(found) if set(ids) == wanted):
+                yield self._bodies.row(number, row)
+        yield from (stored for stored in self._recent.values() if set(stored.images) == wanted)
+
+    def _place(self, key: str) -> tuple[int, int] | None:
+        """Numbers of the shard and of the row in it that hold a key."""
+        found = (run.find(key) for run in self._runs)
+        return next((place for place in found if place), None)
+
+    def _index(self, shards: Sequence[Shard], keys: Sequence[np.ndarray]) -> None:
+        """Make shards known that come after all others, by the halves of their keys."""
+        if not shards:
+            return
+        self._runs.append(_Run.of(keys, len(self._bodies.shards)))
+        self._bodies.shards += shards
+        # Runs of about one length become one, so that few stay.
+        while len(self._runs) > 1 and len(self._runs[-2].high) <= 2 * len(self._runs[-1].high):
+            last = self._runs.pop()
+            self._runs.append(self._runs.pop().with_later(last))
+
+
+class Responses(View):
+    """The answers of a store, open for more, in the process that holds the lease."""
+
+    def __init__(self, store: Store, lease: Lease):
+        super().__init__(store, _table(store))
+        self.lease = lease
+        self._segments: list[Segment] = []
+        self._waiting: dict[str, tuple[Stored, asyncio.Future[Stored]]] = {}
+        self._some, self._enough = asyncio.Event(), asyncio.Event()
+        self._closing = False
+        self._compaction: asyncio.Task[None] | None = None
+        names = _segments(store)
+        self._number = max((n for _, epoch, n in names if epoch == lease.epoch), default=0)
+        # What processes before this one left.
+        for at in range(0, len(names), PILE):
+            segments = _read(store, [key for key, *_ in names[at : at + PILE]])
+            self._known(self._move(segments))
+
+    async def add(self, stored: Stored) -> Stored:
+        """Keep an answer; returns when it is stored, with the one that holds under its key.
+
+        Raises PairmillError where it could not be stored: then nothing may be made of it.
+        """
+        stored = _storable(stored)
+        if held := self.get(stored.key):
+            return held
+        if stored.key not in self._waiting:
+            if self._closing:
+                raise RuntimeError("an answer came after the responses were closed")
+            self._waiting[stored.key] = stored, asyncio.get_running_loop().create_future()
+            self._some.set()
+            if len(self._waiting) >= FLUSH_ANSWERS:
+                self._enough.set()
+        # Who is cancelled while waiting must not cancel it for others.
+        return await asyncio.shield(self._waiting[stored.key][1])
+
+    async def _keep_flushing(self) -> None:
+        while self._waiting or not self._closing:
+            await self._some.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._enough.wait()
+            self._some.clear()
+            self._enough.clear()
+            if self._waiting:
+                await self._flush()
+            if self._waiting:
+                self._some.set()
+            if self._closing or len(self._waiting) >= FLUSH_ANSWERS:
+                self._enough.set()
+            if len(self._segments) > PILE and not self._compaction:
+                self._compaction = asyncio.create_task(self._compact())
+
+    async def _flush(self) -> None:
+        answers = [stored for stored, _ in self._waiting.values()]
+        # A number is used once: a write that failed may have been done all the same.
+        self._number += 1
+        segment = Segment(f"{SEGMENTS}{self.lease.epoch:08d}-{self._number:08d}.jsonl", answers)
+        error: Exception | None = None
+        try:
+            await asyncio.to_thread(self._write, segment)
+            self._segments.append(segment)
+            self._recent |= {stored.key: stored for stored in answers}
+        except Exception as failure:  # every `add` that waits raises it
+            error = failure
+        for stored in answers:
+            _, future = self._waiting.pop(stored.key)
+            if error:
+                future.set_exception(error)
+                future.exception()  # whoever waited may have been cancelled
+            else:
+                future.set_result(stored)
+
+    def _write(self, segment: Segment) -> None:
+        self.lease.check()
+        self.store.put(segment.key, encode(segment.answers), if_absent=True)
+
+    async def _compact(self, last: bool = False) -> None:
+        """Move the segments there are into the table, while others are written."""
+        segments = list(self._segments)
+        try:
+            self._known(await asyncio.to_thread(self._move, segments))
+            del self._segments[: len(segments)]
+            for stored in chain.from_iterable(segment.answers for segment in segments):
+                self._recent.pop(stored.key, None)
+            if last:
+                await asyncio.to_thread(self._join)
+        except PairmillError as error:
+            # Nothing is lost: who opens the store next does it.
+            _log.warning("answers could not be compacted: %s", error)
+        finally:
+            self._compaction = None
+
+    def _move(self, segments: Sequence[Segment]) -> "_Moved":
+        """Write the answers of segments as a shard, record it, then delete the segments."""
+        firsts: dict[str, Stored] = {}
+        for stored in chain.from_iterable(segment.answers for segment in segments):
+            if self._place(stored.key) is None:
+                firsts.setdefault(stored.key, stored)
+        moved = _Moved(self.grown, (), ())
+        if firsts:
+            rows = pa.Table.from_pylist([s._asdict() for s in firsts.values()], SCHEMAS[KIND])
+            shard = tables.write_shard(self.store, rows)
+            self.lease.check()
+            after = growing.append(Ledger(self.store), self.grown, [shard], "")
+            moved = _Moved(after, (shard,), (_halves(rows["key"]),))
+        self.lease.check()
+        with ThreadPoolExecutor(READERS) as threads:
+            list(threads.map(lambda segment: self.store.delete(segment.key), segments))
+        return moved
+
+    def _known(self, moved: "_Moved") -> None:
+        self.grown = moved.grown
+        self._index(moved.shards, moved.keys)
+
+    def _join(self) -> None:
+        """Join small shards, where many have come together."""
+        table = growing.compact(self.store, self.grown, None, 1.0, SMALL_SHARDS)
+        if table != self.grown.table:
+            self.lease.check()
+            self.grown = growing.save(Ledger(self.store), self.grown, table, self.grown.free_of)
+
+    async def _close(self, flushing: "asyncio.Task[None]") -> None:
+        """Store what waits."""
+        self._closing = True
+        self._some.set()
+        self._enough.set()
+        await flushing
+        if self._compaction:
+            await self._compaction
+
+
+class _Moved(NamedTuple):
+    """The table after segments were moved into it; the shards that came, with their keys."""
+
+    grown: Grown
+    shards: tuple[Shard, ...]
+    keys: tuple[np.ndarray, ...]
+
+
+@asynccontextmanager
+async def open_responses(store: Store, lease: Lease) -> AsyncIterator[Responses]:
+    """The answers of a store, open for more, while a lease of the name LEASE is held.
+
+    What waits to be stored when the block ends, in whatever way, is stored. Raises PairmillError
+    for a damaged segment that an earlier process left.
+    """
+    responses = await asyncio.to_thread(Responses, store, lease)
+    flushing = asyncio.create_task(responses._keep_flushing())
+    try:
+        yield responses
+    finally:
+        await responses._close(flushing)
+    if responses._segments:
+        await responses._compact(last=True)
+
+
+def look(store: Store) -> View:
+    """The answers of a store as they are now, without a lease.
+
+    Raises PairmillError for a damaged segment or shard.
+    """
+    # Segments first: one that is gone a moment later is in the table by then.
+    recent = [
+        s for part in _read(store, [key for key, *_ in _segments(store)]) for s in part.answers
+    ]
+    return View(store, _table(store), recent)
+
+
+@contextmanager
+def settled(store: Store) -> Iterator[None]:
+    """All answers in the table and none added, for the length of a `with` block."""
+    if not _segments(store) and not _table(store).table.shards:
+        yield
+        return
+    with hold(store, LEASE, wait_s=2 * LIFE) as lease:
+        Responses(store, lease)
+        yield
+
+
+def encode(answers: Sequence[Stored]) -> bytes:
+    """A segment: a line that says how many follow, then a line an answer, each with a digest."""
+    head = canonical({"format": FORMAT, "answers": len(answers)})
+    return b"".join(line + b"\n" for line in (head, *map(_line, answers)))
+
+
+def decode(key: str, data: bytes) -> list[Stored]:
+    """The answers of a segment. Raises DamagedSegment where one of them can't be vouched for."""
+    answers, lost = readable(key, data)
+    if lost:
+        raise DamagedSegment(
+            f"{lost} of {len(answers) + lost} paid answers in {key} can't be read; restore that "
+            "file from a backup, or let `pairmill verify-store --repair` give them up"
+        )
+    return answers
+
+
+def readable(key: str, data: bytes) -> tuple[list[Stored], int]:
+    """The answers of a segment that can be vouched for, and how many can't: at least one of two.
+
+    Raises PairmillError for a segment that a newer Pairmill wrote.
+    """
+    head, *lines = data.splitlines() or [b""]
+    about = _parsed(head)
+    if about.get("format", FORMAT) != FORMAT:
+        raise PairmillError(
+            f"{key} has format {about['format']}, this Pairmill reads {FORMAT}; use the Pairmill "
+            "that wrote the store"
+        )
+    answers = [stored for stored in map(_answer, lines) if stored]
+    expected = about.get("answers")
+    count = expected if isinstance(expected, int) else len(lines) + 1
+    return answers, max(count, len(lines)) - len(answers)
+
+
+def damaged(store: Store) -> dict[str, str]:
+    """Segments that hold answers that can't be read, by key, each with what is wrong."""
+    found: dict[str, str] = {}
+    for key, *_ in _segments(store):
+        try:
+            decode(key, store.get(key))
+        except DamagedSegment as error:
+            found[key] = str(error).partition(" in ")[0] + " can't be read"
+        except NotFound:
+            continue
+    return found
+
+
+def salvage(store: Store, key: str) -> int:
+    """Leave of a damaged segment what can be read; returns how many answers are left."""
+    answers, _ = readable(key, store.get(key))
+    if answers:
+        store.put(key, encode(answers))
+    else:
+        store.delete(key)
+    return len(answers)
+
+
+class _Run:
+    """Where answers lie: keys as two numbers, sorted by the first, with shard and row of each."""
+
+    def __init__(self, high: np.ndarray, low: np.ndarray, shard: np.ndarray, row: np.ndarray):
+        order = np.argsort(high, kind="stable")  # of two rows of one key, the first
+        self.high, self.low, self.shard, self.row = (
+            part[order] for part in (high, low, shard, row)
+        )
+
+    @classmethod
+    def of(cls, keys: Sequence[np.ndarray], first: int) -> "_Run":
+        """Of shards numbered from `first` on, by the halves of their keys, uint64[n, 2] each."""
+        both = np.concatenate(keys)
+        shard = np.repeat(np.arange(first, first + len(keys), dtype=np.int32), [*map(len, keys)])
+        row = np.concatenate([np.arange(len(part), dtype=np.int32) for part in keys])
+        return cls(both[:, 0], both[:, 1], shard, row)
+
+    def with_later(self, other: "_Run") -> "_Run":
+        names = ("high", "low", "shard", "row")
+        return _Run(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+    def find(self, key: str) -> tuple[int, int] | None:
+        high, low = np.uint64(int(key[:16], 16)), np.uint64(int(key[16:32], 16))
+        at = int(np.searchsorted(self.high, high))
+        while at < len(self.high) and self.high[at] == high:
+            if self.low[at] == low:
+                return int(self.shard[at]), int(self.row[at])
+            at += 1
+        return None
+
+
+class _Bodies:
+    """Rows of shards by number: shards and rows used of late are kept, as they come in order."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.shards: list[Shard] = []
+        self._decoded: OrderedDict[int, pa.Table] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
+
+    def row(self, shard: int, row: int) -> Stored:
+        block = shard, row // BLOCK
+        if block not in self._blocks:
+            rows = self._shard(shard).slice(block[1] * BLOCK, BLOCK)
+            self._blocks[block] = rows.to_pylist()
+            if len(self._blocks) > BLOCKS:
+                self._blocks.popitem(last=False)
+        return _stored(self._blocks[block][row % BLOCK])
+
+    def _shard(self, number: int) -> pa.Table:
+        if number not in self._decoded:
+            table = tables.read(self.store, Table(KIND, (self.shards[number],)))
+            self._decoded[number] = table
+            while len(self._decoded) > 1 and self._bytes() > CACHE_BYTES:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(number)
+        return self._decoded[number]
+
+    def _bytes(self) -> int:
+        return sum(table.nbytes for table in self._decoded.values())
+
+
+def _table(store: Store) -> Grown:
+    return growing.load(Ledger(store), KIND, FAMILY)
+
+
+def _segments(store: Store) -> list[tuple[str, int, int]]:
+    """Keys of all segments with epoch and number, by these."""
+    names = (_NAME.fullmatch(stat.key) for stat in listed(store, SEGMENTS))
+    found = [(name[0], int(name[1]), int(name[2])) for name in names if name]
+    return sorted(found, key=lambda name: name[1:])
+
+
+def _read(store: Store, keys: Sequence[str]) -> list[Segment]:
+    """Segments by key, without those that are gone. Raises DamagedSegment."""
+
+    def read(key: str) -> Segment | None:
+        try:
+            return Segment(key, decode(key, store.get(key)))
+        except NotFound:
+            return None
+
+    with ThreadPoolExecutor(READERS) as threads:
+        return [segment for segment in threads.map(read, keys) if segment]
+
+
+def _keys(store: Store, shard: Shard) -> np.ndarray:
+    """The halves of the keys of a shard. Raises Damaged for what is no key."""
+    try:
+        return _halves(growing.columns(store, KIND, shard, ("key",))["key"])
+    except ValueError as error:
+        raise tables.damaged(store, KIND, shard) from error
+
+
+def _halves(keys: pa.ChunkedArray) -> np.ndarray:
+    """The first 32 digits of keys as two numbers each, uint64[n, 2]. Raises ValueError."""
+    array = keys.cast(pa.large_binary()).combine_chunks()
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, "<i8")[array.offset : array.offset + len(array) + 1]
+    if array.null_count or (np.diff(ends) != DIGITS).any():
+        raise ValueError("a key is not of 64 digits")
+    text = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]].reshape(-1, DIGITS)
+    digits = _DIGITS[text]
+    if digits.max(initial=0) > 15:
+        raise ValueError("a key is not hexadecimal")
+    half = digits[:, : DIGITS // 2]
+    return np.ascontiguousarray(half[:, ::2] << 4 | half[:, 1::2]).view(">u8").astype(np.uint64)
+
+
+def _storable(stored: Stored) -> Stored:
+    """With text that UTF-8 can hold, which an answer's JSON need not be."""
+    return stored._replace(
+        text=encodable(stored.text),
+        model=encodable(stored.model),
+        finish_reason=None if stored.finish_reason is None else encodable(stored.finish_reason),
+    )
+
+
+def _line(stored: Stored) -> bytes:
+    fields = stored._asdict()
+    return canonical({**fields, "sum": _sum(fields)})
+
+
+def _answer(line: bytes) -> Stored | None:
+    """The answer of a line; None where it is not what was written."""
+    fields = _parsed(line)
+    said = fields.pop("sum", None)
+    try:
+        is_whole = fields.keys() == set(Stored._fields) and said == _sum(fields)
+    except (TypeError, ValueError):
+        return None
+    return _stored(fields) if is_whole else None
+
+
+def _sum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(fields)).hexdigest()[:16]
+
+
+def _stored(fields: dict[str, Any]) -> Stored:
+    lists = {name: tuple(fields[name]) for name in ("images", "captions")}
+    return Stored(**(fields | lists))
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
