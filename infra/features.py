@@ -7,16 +7,18 @@ import hashlib
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from infra import corpus, growing, images, models, tables, tombstones
+from infra.build import Build
 from infra.canonical import digest
 from infra.captions import Text
+from infra.cluster import Crash
 from infra.corpus import Bounds, Item, Source
 from infra.ledger import Ledger
 from infra.models import Geometry, ModelFacts, ModelParams
@@ -349,6 +351,35 @@ def model_facts(params: ModelParams, device: str) -> ModelFacts:
     return models.load(params, device).facts
 
 
+def facts_of(build: Build, params: ModelParams, device: str) -> ModelFacts:
+    """Facts of a model, asked of a worker the first time a store meets it.
+
+    Raises ConfigError for a model that can't be loaded.
+    """
+    spec = digest([params.model_dump(mode="json", exclude={"batch"}), device, models.files(params)])
+    record = build.ledger.find("models", device, spec)
+    if record is None:
+        build.begin("load models", {"model": params.name})
+        load = partial(model_facts, device=device)
+        (_, found), *_ = build.pool.map(load, [params], resources=resources(device))
+        if isinstance(found, Crash):
+            raise RuntimeError(f"loading {params.name} ended its worker: {found.reason}")
+        size, mode, interpolation, fill, crop = found.geometry
+        record = {
+            "geometry": [size, mode, interpolation, fill, repr(crop)],
+            "model": list(found[1:]),
+        }
+        build.ledger.write("models", device, spec, record)
+    size, mode, interpolation, fill, crop = record["geometry"]
+    geometry = Geometry(size, mode, interpolation, fill, float(crop))
+    return ModelFacts(geometry, *record["model"])
+
+
+def resources(device: str) -> dict[str, float] | None:
+    """What a worker must have to run a model."""
+    return {"GPU": 1.0} if device == "cuda" else None
+
+
 def embed_captions(job: Job, name: str, shard: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Embed (caption_id, text) rows with the text tower of model `name`, with a receipt."""
     params, facts, numerics = job.models[name]
@@ -363,3 +394,18 @@ def embed_captions(job: Job, name: str, shard: tuple[tuple[str, str], ...]) -> d
         record = {"tables": {f"texts/{name}": list(tables.write_shard(job.store, rows))}}
         ledger.write("describe", f"{job.family}/receipts", key, record)
     return dict(record)
+
+
+def embed_texts(
+    place: tuple[Store, ModelParams, ModelFacts, str], texts: Sequence[str]
+) -> list[Any]:
+    """Embed texts with a model's text tower, for once: vectors by number, as the row of a shard.
+
+    `place` is (store, params, facts, device).
+    """
+    store, params, facts, device = place
+    model = load_checked(params, device, facts)
+    parts = [texts[at : at + params.batch] for at in range(0, len(texts), params.batch)]
+    vectors = np.concatenate([model.embed_texts(part) for part in parts])
+    rows = tables.vector_rows("caption_id", [str(at) for at in range(len(texts))], vectors)
+    return list(tables.write_shard(store, rows))

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from itertools import groupby
@@ -17,6 +18,7 @@ _REGION_LIMIT = 2
 
 _SPELLING = "\u200c\u200d"  # format characters that several scripts need
 _APOSTROPHES = "'\u2019"
+_LIKE = str.maketrans({**dict.fromkeys(_SPELLING, ""), "\u2019": "'"})
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn"}  # Unicode categories
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _KANA = "\u3040-\u30ff"
@@ -85,7 +87,7 @@ def words(text: str) -> list[Word]:
     """The words of a text in any script; each Han character counts as one."""
     runs = ("".join(run) for kind, run in groupby(text, _kind) if kind == "word")
     pieces = (piece for run in runs for piece in re.split(f"([{_HAN}])", run))
-    return [_word(piece) for raw in pieces if (piece := raw.strip(_APOSTROPHES))]
+    return [_word(piece) for raw in pieces if (piece := raw.strip(_APOSTROPHES + _SPELLING))]
 
 
 def _kind(char: str) -> str:
@@ -123,8 +125,55 @@ def gives_away(instruction: str, target_caption: str | None) -> bool:
     )
 
 
+# Names of picture files, whole or as cameras and programs count them.
+_FILE_NAMES = re.compile(
+    r"[\w)-]\.(?:jpe?g|png|gif|webp|svgz?|tiff?|bmp|avif|heic|psd|eps|ico)\b"
+    r"|\b(?:img|dsc[fn]?|dscn|p?mvi|pict?|image|photo|screen ?shot|untitled|scan)[-_]?\d{2,}",
+    re.IGNORECASE,
+)
+_PARTS_OF_THE_SETUP = re.compile(r"\b(?:source|target|query|second) (?:image|picture)s?\b", re.I)
+_LONG_CAPTION = 5  # words that speak: a sentence about a picture needs those of a shorter one
+_CHANGED_WORDS = 6  # one in so many may differ
+
+Leak = Literal["quotes_caption", "rewords_caption", "names_file", "names_pictures"]
+
+
+def leak(instruction: str, target_caption: str | None) -> Leak | None:
+    """By what an instruction tells of the target as nobody would who looks for it, or None.
+
+    `quotes_caption`: it holds the target's caption, of two words or more, word for word.
+    `rewords_caption`: it holds nearly all words of a longer one, in whatever order; small words,
+    case and plurals don't count. `names_file`: it names a file. `names_pictures`: it speaks of a
+    source or target image, which the person who searches does not know of.
+    """
+    if gives_away(instruction, target_caption):
+        return "quotes_caption"
+    if target_caption and _rewords(instruction, target_caption):
+        return "rewords_caption"
+    if _FILE_NAMES.search(unicodedata.normalize("NFKC", instruction)):
+        return "names_file"
+    if _PARTS_OF_THE_SETUP.search(instruction):
+        return "names_pictures"
+    return None
+
+
+def _rewords(instruction: str, caption: str) -> bool:
+    """Whether at most one in six of the words of a longer caption is not in an instruction."""
+    for text in {caption, _without_boilerplate(caption)}:
+        told = Counter(word.key for word in words(clean(instruction)) if word.speaks)
+        wanted = Counter(word.key for word in words(clean(text[:_CAPTION_LIMIT])) if word.speaks)
+        missing = (wanted - told).total()
+        if wanted.total() >= _LONG_CAPTION and missing * _CHANGED_WORDS <= wanted.total():
+            return True
+    return False
+
+
 def _spoken(text: str) -> tuple[str, ...]:
-    return tuple(unicodedata.normalize("NFKC", word.text).casefold() for word in words(clean(text)))
+    """The words of a text as they are compared: what looks the same is the same."""
+    return tuple(
+        unicodedata.normalize("NFKC", word.text).translate(_LIKE).casefold()
+        for word in words(clean(text))
+    )
 
 
 def _contains(told: tuple[str, ...], phrase: tuple[str, ...]) -> bool:

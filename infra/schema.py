@@ -164,6 +164,47 @@ SCHEMAS: dict[str, pa.Schema] = {
         stage=pa.string(),
         created=pa.int64(),
     ),
+    # What a judge said of the instructions of pairs; `number` counts from 1. Of a pair without an
+    # answer one row, its number 0 and its reason why there is none. `asked`: what it was asked.
+    "verdicts": _fields(
+        pair_id=ID,
+        number=pa.int32(),
+        verdict=pa.string(),
+        reason=pa.string(),
+        asked=pa.string(),
+        model=pa.string(),
+        prompt=pa.string(),
+        requests=pa.list_(pa.string()),
+    ),
+    # What a judge said of the target and hard negatives in one line, in the order they were shown;
+    # `place` counts from 1 and is 0 where there is no answer.
+    "line_ups": _fields(
+        pair_id=ID,
+        place=pa.int32(),
+        image_id=ID,
+        verdict=pa.string(),
+        best=pa.bool_(),
+        reason=pa.string(),
+        asked=pa.string(),
+        model=pa.string(),
+        prompt=pa.string(),
+        requests=pa.list_(pa.string()),
+    ),
+    # Hard negatives that fit after all.
+    "positives": _fields(pair_id=ID, image_id=ID),
+    # Scores of target and best hard negative against query and instruction `number`, from 1.
+    "preferences": _fields(
+        pair_id=ID, number=pa.int32(), target=SCORE, negative=SCORE, asked=pa.string()
+    ),
+    # Verdicts of people, one row an item: a pair with one of its instructions.
+    "gold": _fields(
+        pair_id=ID,
+        query=ID,
+        target=ID,
+        instruction=pa.string(),
+        verdict=pa.string(),
+        reason=pa.string(),
+    ),
     # Numbers that a stage calibrated on the corpus, such as a cut.
     "facts": _fields(name=pa.string(), value=pa.int64()),
     "drops": _fields(

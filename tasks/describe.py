@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra import corpus, features, growing, tables, tombstones
 from infra.build import Build
-from infra.canonical import digest
 from infra.captions import Columns, caption_id
 from infra.cluster import Crash
 from infra.corpus import Bounds, Source
@@ -20,7 +19,7 @@ from infra.features import DECODE_VERSION, Job, Limits, Shards
 from infra.growing import Grown
 from infra.ledger import family
 from infra.licences import stricter
-from infra.models import ModelFacts, ModelParams, choose_device, files
+from infra.models import ModelFacts, ModelParams, choose_device
 from infra.schema import SCHEMAS
 from infra.tables import Shard, Table
 
@@ -82,7 +81,7 @@ def describe(
     Raises ConfigError for a model that can't be loaded.
     """
     device = choose_device(params.device)
-    facts = {name: _facts(build, spec, device) for name, spec in models.items()}
+    facts = {name: features.facts_of(build, spec, device) for name, spec in models.items()}
     job = _job(build, corpus_params, models, facts, params, device)
     state = _State(build, job)
     job = job._replace(forgotten=state.gone.digest)
@@ -126,32 +125,6 @@ def _ahead(new: pl.DataFrame, todo: list[Shards]) -> dict[str, Any]:
         "again": len(again),
         "lacking": sorted({name for needs in again for name in needs}),
     }
-
-
-def _facts(build: Build, params: ModelParams, device: str) -> ModelFacts:
-    """Facts of a model, asked of a worker the first time a store meets it."""
-    spec = digest([params.model_dump(mode="json", exclude={"batch"}), device, files(params)])
-    record = build.ledger.find("models", device, spec)
-    if record is None:
-        build.begin("load models", {"model": params.name})
-        load = partial(features.model_facts, device=device)
-        (_, found), *_ = build.pool.map(load, [params], resources=_resources(device))
-        if isinstance(found, Crash):
-            raise RuntimeError(f"loading {params.name} ended its worker: {found.reason}")
-        size, mode, interpolation, fill, crop = found.geometry
-        record = {
-            "geometry": [size, mode, interpolation, fill, repr(crop)],
-            "model": list(found[1:]),
-        }
-        build.ledger.write("models", device, spec, record)
-    size, mode, interpolation, fill, crop = record["geometry"]
-    geometry = features.Geometry(size, mode, interpolation, fill, float(crop))
-    return ModelFacts(geometry, *record["model"])
-
-
-def _resources(device: str) -> dict[str, float] | None:
-    """What a worker must have to run a model."""
-    return {"GPU": 1.0} if device == "cuda" else None
 
 
 def _job(
@@ -393,7 +366,7 @@ def _run(build: Build, state: _State, job: Job, todo: list[Shards]) -> pl.DataFr
     written: dict[str, list[Shard]] = {name: [] for name in state.names}
     done, crashed = 0, []
     work, split = partial(features.describe_shard, job), partial(_split, job)
-    needs = _resources(job.device)
+    needs = features.resources(job.device)
     for shard, result in build.pool.map(work, todo, split=split, resources=needs):
         done += sum(source.size for source in shard.sources)
         build.progress("describe", done, total)
@@ -530,7 +503,7 @@ def _embed_captions(
     size = max(256, min(CAPTIONS_A_SHARD, -(-len(rows) // 4)))
     shards = [tuple(rows[at : at + size]) for at in range(0, len(rows), size)]
     work, written = partial(features.embed_captions, job, name), []
-    results = build.pool.map(work, shards, resources=_resources(job.device))
+    results = build.pool.map(work, shards, resources=features.resources(job.device))
     for done, (_, result) in enumerate(results, 1):
         if isinstance(result, Crash):
             raise RuntimeError(f"embedding captions with {name} ended its worker: {result.reason}")
