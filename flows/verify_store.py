@@ -1,7 +1,8 @@
 """`pairmill verify-store`: re-hash all that the ledger names, and repair what is damaged.
 
 A repair removes the records that name a damaged shard, so that the next build does their work
-again and no other. Growing tables are recorded anew without the shard.
+again and no other. Growing tables are recorded anew without the shard. Of paid answers all that can
+be read stays, also where the record of their table is lost.
 """
 
 import hashlib
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from infra import growing, pins, tables
+from infra import growing, pins, responses, tables, tombstones
 from infra.errors import PairmillError
 from infra.growing import Grown
+from infra.lease import LIFE, hold
 from infra.ledger import FORMAT, Ledger, check_format
 from infra.store import NotFound, Store
 from infra.tables import Table
@@ -32,12 +34,18 @@ class Damaged(PairmillError):
 
 
 class Found(NamedTuple):
-    """What is wrong: records that can't be read, and objects by key with their state."""
+    """What is wrong: records that can't be read, objects by key with their state, and segments of
+    paid answers with what is lost of them.
+    """
 
     records: list[str]
     objects: dict[str, str]
+    segments: dict[str, str]
     named_by: Mapping[str, set[str]]
     checked: int
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.objects or self.segments)
 
     @property
     def naming(self) -> list[str]:
@@ -54,7 +62,7 @@ def verify_store(store: Store, repair: bool = False) -> Iterator[str]:
     check_format(store, write=False)
     found = survey(store)
     yield from told(found)
-    if not found.records and not found.objects:
+    if not found:
         return
     if not repair:
         raise Damaged(
@@ -64,7 +72,8 @@ def verify_store(store: Store, repair: bool = False) -> Iterator[str]:
     with pins.alone(store) as alone:
         if not alone():
             raise PairmillError("a build is at work in this store; repair it when that has ended")
-        yield from mend(store, found)
+        with hold(store, responses.LEASE, wait_s=2 * LIFE):
+            yield from mend(store, found)
 
 
 def survey(store: Store) -> Found:
@@ -80,7 +89,8 @@ def survey(store: Store) -> Found:
     with ThreadPoolExecutor(READERS) as threads:
         states = threads.map(lambda key: _state(store, key), named_by)
         objects = {key: state for key, state in zip(named_by, states, strict=True) if state}
-    return Found(records, objects, named_by, len(named_by))
+    segments, damaged = responses.damaged(store)
+    return Found(records, objects, damaged, named_by, len(named_by) + segments)
 
 
 def told(found: Found) -> Iterator[str]:
@@ -90,7 +100,9 @@ def told(found: Found) -> Iterator[str]:
     for key, state in sorted(found.objects.items()):
         stages = sorted({path.split("/")[1] for path in found.named_by[key]})
         yield f"{state + ' object':<16} {key}, named by {', '.join(stages)}"
-    broken = len(found.records) + len(found.objects)
+    for key, said in sorted(found.segments.items()):
+        yield f"damaged answers  {key}: {said}"
+    broken = len(found.records) + len(found.objects) + len(found.segments)
     yield f"{found.checked} objects checked, {broken or 'nothing'} damaged or missing"
 
 
@@ -157,6 +169,7 @@ def mend(store: Store, found: Found) -> Iterator[str]:
     # First what can't be read: the state before it is the newest then.
     for path in found.records:
         store.delete(path)
+    yield from _mend_answers(store, found)
     families = list(growing.families(store))
     states = {(kind, family): growing.load(ledger, kind, family) for kind, family in families}
     for (kind, _), grown in states.items():
@@ -179,6 +192,14 @@ def mend(store: Store, found: Found) -> Iterator[str]:
         f"removed {len(found.records) + len(found.naming)} records and {len(found.objects)} "
         "objects; the next build does their work again"
     )
+
+
+def _mend_answers(store: Store, found: Found) -> Iterator[str]:
+    """Paid answers: what can be read of damaged segments, and shards that no record names now."""
+    for key in found.segments:
+        yield f"{key}: {responses.salvage(store, key)} answers are left"
+    if any(path.startswith(responses.RECORDS) for path in found.records):
+        yield f"{responses.rescue(store, tombstones.load(store))} paid answers are found again"
 
 
 def _mend_files(
@@ -210,4 +231,7 @@ def _save(ledger: Ledger, grown: Grown, table: Table) -> Iterator[str]:
     if table != grown.table:
         growing.save(ledger, grown, table, grown.free_of)
         rows = grown.table.rows - table.rows
-        yield f"{grown.kind} of {grown.family}: {rows} rows are found out again"
+        if grown.kind == responses.KIND:
+            yield f"{rows} paid answers are lost; what asks for them again pays again"
+        else:
+            yield f"{grown.kind} of {grown.family}: {rows} rows are found out again"

@@ -22,23 +22,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from infra import growing, tables
 from infra.canonical import canonical
 from infra.captions import encodable
+from infra.corpus import RangeFile
 from infra.errors import PairmillError
 from infra.growing import Grown
 from infra.lease import LIFE, Lease, hold
 from infra.ledger import Ledger
 from infra.schema import SCHEMAS
-from infra.store import NotFound, Store, listed
+from infra.store import NotFound, Stat, Store, listed
 from infra.tables import Shard, Table
+from infra.tombstones import Tombstones
 
 _log = logging.getLogger(__name__)
 
 SEGMENTS = "responses/segments/"
 LEASE = "responses"
 KIND, FAMILY = "responses", "all"
+RECORDS = f"ledger/describe/{KIND}/"
 FLUSH_ANSWERS, FLUSH_SECONDS = 64, 2.0
 PILE = 128  # segments above which they are compacted
 SMALL_SHARDS = 64  # above which they are joined
@@ -365,17 +369,16 @@ def readable(key: str, data: bytes) -> tuple[list[Stored], int]:
     return answers, max(count, len(lines)) - len(answers)
 
 
-def damaged(store: Store) -> dict[str, str]:
-    """Segments that hold answers that can't be read, by key, each with what is wrong."""
+def damaged(store: Store) -> tuple[int, dict[str, str]]:
+    """How many segments there are, and those that are damaged, by key, with what is lost."""
+    keys = [key for key, *_ in _segments(store)]
     found: dict[str, str] = {}
-    for key, *_ in _segments(store):
-        try:
-            decode(key, store.get(key))
-        except DamagedSegment as error:
-            found[key] = str(error).partition(" in ")[0] + " can't be read"
-        except NotFound:
-            continue
-    return found
+    for key in keys:
+        with suppress(NotFound):
+            answers, lost = readable(key, store.get(key))
+            if lost:
+                found[key] = f"{lost} of {len(answers) + lost} can't be read"
+    return len(keys), found
 
 
 def salvage(store: Store, key: str) -> int:
@@ -386,6 +389,37 @@ def salvage(store: Store, key: str) -> int:
     else:
         store.delete(key)
     return len(answers)
+
+
+def rescue(store: Store, gone: Tombstones) -> int:
+    """Record all shards of answers that there are, where the record that named them is lost.
+
+    Those that it named once and did no more come back too: doubles, save what was forgotten, which
+    is left out. Returns how many rows came back.
+    """
+    grown = _table(store)
+    stats = sorted(listed(store, "data/"), key=lambda stat: stat.mtime)
+    with ThreadPoolExecutor(READERS) as threads:
+        found = [shard for shard in threads.map(lambda s: _of_answers(store, s), stats) if shard]
+    all_of_them = Table(grown.table.name, tuple(dict.fromkeys([*grown.table.shards, *found])))
+    table, _ = growing.clean(store, grown._replace(table=all_of_them), gone)
+    growing.save(Ledger(store), grown, table, "")
+    return table.rows - grown.table.rows
+
+
+def _of_answers(store: Store, stat: Stat) -> Shard | None:
+    """A shard that is whole and holds answers."""
+    try:
+        file = pa.PythonFile(RangeFile(store, stat.key, stat.size, window=1 << 16), mode="r")
+        names = pq.ParquetFile(file).schema_arrow.names
+        if names != SCHEMAS[KIND].names:
+            return None
+        data = store.get(stat.key)
+        rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+        shard = Shard(hashlib.sha256(data).hexdigest(), rows, len(data))
+    except (NotFound, pa.ArrowException, OSError):
+        return None
+    return shard if tables.shard_key(shard.sha256) == stat.key else None
 
 
 class _Run:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import garbage, growing, pins, retention, tables, tombstones, traces
+from infra import garbage, growing, pins, responses, retention, tables, tombstones, traces
 from infra.build import Build
 from infra.canonical import canonical
 from infra.errors import PairmillError
@@ -121,12 +121,14 @@ def remove_forgotten(store: Store, gone: Tombstones, own: str | None = None) -> 
 
     Growing tables are rewritten; of finished stages only those stay that a build used which knew
     these tombstones; receipts and prepared pictures go, and every shard that nothing names then.
-    None, and nothing deleted, while another build is at work: it may have begun before.
+    Paid answers about other images stay, whichever dataset asked. None, and nothing deleted, while
+    another build is at work: it may have begun before.
     """
     with pins.alone(store, own) as is_alone:
         if not is_alone():
             return None
-        _clean_growing(store, gone)
+        with responses.settled(store):
+            _clean_growing(store, gone)
         used = garbage.keeper(store, 1 << 30, gone.digest)
 
         def is_kept(path: str, body: bytes) -> bool:

@@ -229,7 +229,7 @@ def test_the_commands_say_and_return_what_they_found(place):
     assert done.exit_code == 0, done.stdout
 
 
-KEEPERS = ("pin", "alone")  # threads that keep a sign of life
+KEEPERS = ("pin", "alone", "lease")  # threads that keep a sign of life
 
 
 class Died(BaseException):

@@ -1,16 +1,16 @@
 """Paid answers: kept when `add` returns, found again by anybody, in order, moved without a loss."""
 
 import asyncio
-import hashlib
 import json
 
 import pytest
 
-from infra import growing, lease, responses, tables
+from infra import growing, lease, responses, tables, tombstones
 from infra.errors import PairmillError
 from infra.folder import FolderStore
-from infra.responses import SEGMENTS, DamagedSegment, Stored, look, open_responses
+from infra.responses import SEGMENTS, DamagedSegment, look, open_responses
 from infra.store import StoreError
+from tests.answers import answer, kept, key, segment
 
 
 @pytest.fixture
@@ -22,45 +22,6 @@ def store(tmp_path):
 def _at_once(monkeypatch):
     """Nobody waits two seconds for a test."""
     monkeypatch.setattr(responses, "FLUSH_SECONDS", 0.01)
-
-
-def key(name):
-    return hashlib.sha256(str(name).encode()).hexdigest()
-
-
-def answer(name, text="yes", images=("i1", "i2"), captions=()):
-    return Stored(
-        key=key(name),
-        attempt=0,
-        status="answered",
-        text=text,
-        finish_reason="stop",
-        model="m",
-        input_tokens=900,
-        output_tokens=20,
-        cached_tokens=None,
-        cost=1_500_000,
-        images=images,
-        captions=captions,
-        stage="label_pairs",
-        created=1_790_000_000,
-    )
-
-
-def kept(store, *answers):
-    """Adds answers as one process does, one after the other."""
-
-    async def add():
-        with lease.hold(store, responses.LEASE) as held:
-            async with open_responses(store, held) as opened:
-                return [await opened.add(one) for one in answers]
-
-    return asyncio.run(add())
-
-
-def segment(store, epoch, number, *answers):
-    """A segment that a dead process left."""
-    store.put(f"{SEGMENTS}{epoch:08d}-{number:08d}.jsonl", responses.encode(answers))
 
 
 def segments(store):
@@ -260,10 +221,11 @@ def test_a_damaged_segment_is_told_and_its_other_answers_can_be_saved(store, har
     for use in (look, kept):
         with pytest.raises(DamagedSegment, match=r"paid answers in responses/.* can't be read"):
             use(store)
-    assert list(responses.damaged(store)) == [name]
+    count, found = responses.damaged(store)
+    assert count == 1 and list(found) == [name] and found[name].endswith("can't be read")
     left = responses.salvage(store, name)
     assert left == {"flip": 2, "cut": 1, "empty": 0}[harm] == len(look(store))
-    assert responses.damaged(store) == {}
+    assert responses.damaged(store) == (left > 0, {})
 
 
 def test_a_segment_of_a_newer_pairmill_is_left_alone(store):
@@ -280,6 +242,19 @@ def test_answers_about_two_images_are_found_by_them(store):
     segment(store, 9, 1, answer("d"))
     found = [stored.key for stored in look(store).about(["i1", "i2"])]
     assert found == [key("a"), key("b"), key("d")]
+
+
+def test_a_lost_record_of_the_table_loses_no_answer(store):
+    kept(store, answer("a"), answer("b", images=("i3",)))
+    kept(store, answer("c"))
+    for stat in list(store.list(responses.RECORDS)):
+        store.delete(stat.key)
+    gone = tombstones.open_for_writing(store)
+    tombstones.add(store, gone, images=[gone.keyed("i3")])
+    tables.write(store, "captions", [{"caption_id": "c", "text": "no answer"}])
+    assert responses.rescue(store, tombstones.load(store)) == 2
+    view = look(store)
+    assert [view.get(key(name)) for name in "abc"] == [answer("a"), None, answer("c")]
 
 
 def test_a_damaged_shard_says_what_it_costs(store):
