@@ -1,0 +1,112 @@
+"""Kill -9 of who adds paid answers, at any write and any moment: what `add` returned is there."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from infra import growing, tables
+from infra.folder import FolderStore
+from infra.ledger import Ledger
+from infra.responses import FAMILY, KIND, SEGMENTS, look
+from infra.store import listed
+from tests.answers import kept
+from tests.faults.adder import FOR_EVER, Server, keys, served
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served() as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FolderStore(str(tmp_path / "store"))
+
+
+def life(server: Server, store: FolderStore, told: Path, name: str, **how: object) -> bool:
+    """One life on a store; says whether it was killed."""
+    seconds = how.pop("seconds", None)
+    how |= {} if seconds is None else {"rounds": FOR_EVER}
+    process = server.begin(store=store.uri, told=str(told), name=name, **how)
+    if seconds is not None:
+        time.sleep(float(str(seconds)))
+        os.kill(process, signal.SIGKILL)
+    status = server.ended()
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def check(store: FolderStore, told: Path) -> int:
+    """Every answer whose `add` returned is there; returns how many."""
+    view, said = look(store), keys(told)
+    assert len(said) == len(set(said))
+    for name in said:
+        found = view.get(name)
+        assert found is not None and found.key == name and found.text == "yes"
+    return len(said)
+
+
+def each_once(store: FolderStore) -> None:
+    """After the next process has moved them, all answers are in the table, each once."""
+    kept(store)
+    assert listed(store, SEGMENTS) == []
+    table = growing.load(Ledger(store), KIND, FAMILY).table
+    found = tables.read(store, table, ["key"])["key"].to_pylist()
+    assert len(found) == len(set(found)) >= 1
+
+
+def test_whoever_is_killed_at_a_write_has_lost_nothing_that_add_returned(server, store, tmp_path):
+    told = tmp_path / "told"
+    for at in (3, 8, 9, 11, 12, 13, 14, 17, 40, 90):
+        assert life(server, store, told, f"life {at}", at=at)
+        check(store, told)
+    each_once(store)
+    assert check(store, told) > 100
+
+
+def test_whoever_is_killed_at_any_moment_has_lost_nothing_either(server, store, tmp_path):
+    told, draw = tmp_path / "told", random.Random(4)
+    killed = sum(
+        life(server, store, told, f"life {at}", seconds=draw.uniform(0, 0.3)) for at in range(6)
+    )
+    assert killed and check(store, told)
+    each_once(store)
+
+
+def test_of_contenders_that_are_killed_never_two_have_the_lease(server, store, tmp_path):
+    told, draw = tmp_path / "told", random.Random(5)
+    how = {"store": store.uri, "told": str(told), "name": "", "mode": "contend"}
+    with served() as other:
+        for _ in range(4):
+            process = server.begin(**how, rounds=FOR_EVER)
+            other.begin(**how)
+            time.sleep(draw.uniform(0.01, 0.1))
+            os.kill(process, signal.SIGKILL)
+            assert server.ended() == -signal.SIGKILL
+            assert other.ended() == 0  # it went on alone
+    epochs = [int(line) for line in told.read_text().split()]
+    assert epochs == sorted(set(epochs)) and len(epochs) > 160
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_soak_kills_of_who_adds_answers(server, tmp_path, capsys):
+    """Each write in turn, and any moment, many lives on one store and many stores."""
+    seed = int(os.environ.get("PAIRMILL_SOAK_SEED", time.time_ns() % 1_000_000))
+    draw, rows = random.Random(seed), Counter[str]()
+    for place in range(20):
+        store, told = FolderStore(str(tmp_path / f"store {place}")), tmp_path / f"told {place}"
+        for number in range(25):
+            how = draw.choice([{"at": draw.randrange(160)}, {"seconds": draw.uniform(0, 0.5)}])
+            killed = life(server, store, told, f"life {number}", **how)
+            rows["at a write" if "at" in how else "at any moment"] += killed
+            rows["answers"] += check(store, told) if number % 5 == 4 else 0
+        each_once(store)
+    with capsys.disabled():
+        print(f"\nkills of who adds answers, seed {seed} (PAIRMILL_SOAK_SEED): {dict(rows)}")
