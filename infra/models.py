@@ -5,8 +5,6 @@ Weights load from safetensors, or by torch with `weights_only=True`; remote code
 
 import hashlib
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +15,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra import model_files
 from infra.canonical import digest, settings
 from infra.errors import ConfigError, PairmillError
-from infra.store import Location, Stat, Store, open_store
 
 # Raise it when pixels or text reach a model in another way than before.
 VERSION = 1
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 # Texts whose tokens tell one tokenizer from another.
 CANARIES = ("A black-and-white photo, 1 of 2.", "ÜBER: naïve 東京 кот 😀", "a " * 300)
-MODEL_FILES = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model")
 
 
 _LOADING = threading.Lock()
@@ -168,16 +165,8 @@ def load(params: ModelParams, device: str) -> Model:
 
 def files(params: ModelParams) -> tuple[tuple[str, int, str], ...]:
     """Name, size and time of a model's files in folders and buckets, to notice a replaced one."""
-    found = []
-    for place in filter(None, (params.name, params.weights)):
-        path = Path(place)
-        if place.startswith("s3://"):
-            found += [(s.key, s.size, s.etag) for s in _stored(place)]
-        elif path.exists():
-            inside = sorted(path.iterdir()) if path.is_dir() else [path]
-            stats = [(file.name, file.stat()) for file in inside if file.is_file()]
-            found += [(name, stat.st_size, str(stat.st_mtime_ns)) for name, stat in stats]
-    return tuple(found)
+    places = filter(None, (params.name, params.weights))
+    return tuple(stamp for place in places for stamp in model_files.stamps(place))
 
 
 @lru_cache(maxsize=4)
@@ -298,7 +287,7 @@ def _nothing_missing(name: str) -> Iterator[None]:
 def _source(name: str) -> str:
     """A model name as the libraries take it: folders and s3:// become `local-dir:`."""
     if name.startswith("s3://"):
-        return f"local-dir:{_download(name)}"
+        return f"local-dir:{model_files.download(name)}"
     return f"local-dir:{Path(name).resolve()}" if Path(name).is_dir() else name
 
 
@@ -314,48 +303,8 @@ def _check_weights(params: ModelParams) -> None:
 def _file(weights: str | None) -> str | None:
     if weights and weights.startswith("s3://"):
         folder, _, name = weights.rpartition("/")
-        return str(_download(folder, name) / name)
+        return str(model_files.download(folder, name) / name)
     return weights
-
-
-def _stored(uri: str) -> list[Stat]:
-    """Model files in a folder of a bucket, or the one file that `uri` names."""
-    folder, _, name = uri.rpartition("/") if uri.endswith(MODEL_FILES) else (uri, "", "")
-    return [
-        stat
-        for stat in open_store(Location(uri=folder)).list(name)
-        if "/" not in stat.key and stat.key.endswith(MODEL_FILES)
-    ]
-
-
-def _download(uri: str, only: str | None = None) -> Path:
-    """A folder of model files from a bucket, in the user's cache, whole or not at all."""
-    store = open_store(Location(uri=uri))
-    stats = [stat for stat in _stored(uri) if only in (None, stat.key)]
-    if not stats:
-        raise ConfigError(f"models: {uri} holds no model files; name the folder with the weights")
-    name = digest([uri, [[s.key, s.etag, s.size] for s in stats]])[:20]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pairmill" / "models"
-    folder = cache / name
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as part:
-            _fetch(store, [s.key for s in stats], Path(part) / name)
-            try:
-                (Path(part) / name).rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-    return folder
-
-
-def _fetch(store: Store, keys: Sequence[str], folder: Path) -> None:
-    folder.mkdir()
-    for key in keys:
-        size = store.head(key).size
-        with (folder / Path(key).name).open("wb") as file:
-            for start in range(0, size, 16 << 20):
-                file.write(store.get(key, start, min(16 << 20, size - start)))
 
 
 def _weights_digest(network: Any) -> str:

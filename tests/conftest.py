@@ -92,6 +92,26 @@ def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_mllms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models: two that see, of two families, and one that does not."""
+    from tests import tiny_mllms
+
+    folder = tmp_path_factory.mktemp("mllms")
+    return {name: write(folder / name) for name, write in tiny_mllms.KINDS.items()}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one core: for models as tiny as these, the others only get in each other's way."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
 def models(clip_folder: Path, timm_folder: Path) -> dict[str, ModelParams]:
     """Both kinds of model, loaded by the path that real ones take."""
     return {

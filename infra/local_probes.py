@@ -1,0 +1,375 @@
+"""What only a model in process can tell: how likely it finds a given answer, and where it looked.
+
+Functions over a shard, as `infra.local_mllm.generate`; results are numpy arrays.
+"""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infra.errors import ConfigError, PairmillError
+from infra.local_mllm import (
+    EDGE,
+    Loaded,
+    LocalModel,
+    Prompt,
+    encode,
+    in_batches,
+    limit,
+    load,
+    misfits,
+    response,
+    said,
+    write,
+)
+from infra.mllm import Response
+
+# Heads by layer, both counted from 0; an empty sequence is all heads of that layer.
+Heads = Mapping[int, Sequence[int]]
+
+
+class Supplied(NamedTuple):
+    """An answer that somebody gave to a prompt; without a prompt, the text by itself."""
+
+    prompt: Prompt | None
+    answer: str
+
+
+class Likelihood(NamedTuple):
+    """Negative log-likelihood of an answer's tokens, in nats.
+
+    `nll` is float32[tokens]; `tokens` int64[tokens] are their ids. A text by itself in a tokenizer
+    without a token for the beginning has no score for its first token, which is left out.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over tokens, as float64; nan where there is none."""
+        return float(self.nll.mean(dtype=np.float64)) if len(self.nll) else float("nan")
+
+
+class Looks(NamedTuple):
+    """Where a model looked while it wrote its answer.
+
+    `rows[name]` is float32[steps, visual tokens]: for each generated token that was fed back, the
+    softmax weights onto the visual tokens, averaged over the heads of that name. They are taken
+    over the whole sequence, so a row sums to less than 1. The prompt's own pass is no step:
+    steps = generated tokens - 1. `grids` are (height, width) of each picture in visual tokens,
+    which follow each other row by row. A prompt that the model has no room for has no rows.
+    """
+
+    response: Response
+    rows: dict[str, np.ndarray]
+    grids: tuple[tuple[int, int], ...]
+
+
+# Likelihood ----------------------------------------------------------------------------------
+
+
+def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihood]:
+    """How unlikely the model finds each token of supplied answers, in their order.
+
+    The answer stands where the chat template puts what an assistant said, and only its own tokens
+    are scored: neither the prompt's nor the end of the turn. White space around it is left out.
+    """
+    loaded = load(local)
+    bare = [at for at, item in enumerate(supplied) if item.prompt is None]
+    asked = [at for at, item in enumerate(supplied) if item.prompt is not None]
+    found: dict[int, Likelihood] = {}
+    for places, score in ((bare, _score_bare), (asked, _score)):
+        items = [supplied[at] for at in places]
+
+        def part(some: Sequence[Supplied], score: Any = score) -> list[Likelihood]:
+            return list(score(loaded, some))
+
+        found |= zip(places, in_batches(loaded, items, part), strict=True)
+    return [found[at] for at in range(len(supplied))]
+
+
+def _score(loaded: Loaded, supplied: Sequence[Supplied]) -> list[Likelihood]:
+    inputs = encode(loaded, [item.prompt for item in supplied if item.prompt])
+    lead = _lead(loaded)
+    return _scored(loaded, inputs, [_within(loaded, lead + s.answer.strip()) for s in supplied])
+
+
+def _lead(loaded: Loaded) -> str:
+    """What the chat template puts between its generation prompt and an answer: a blank, or nothing.
+
+    A model writes it as part of its first token, so it is scored with that.
+    """
+    talk: list[dict[str, Any]] = [{"role": "user", "content": said("x", loaded.sees)}]
+    answered = [*talk, {"role": "assistant", "content": said(EDGE, loaded.sees)}]
+    render = partial(loaded.processor.apply_chat_template, tokenize=False)
+    before, whole = render(talk, add_generation_prompt=True), render(answered).partition(EDGE)[0]
+    lead = whole.removeprefix(before)
+    return lead if whole.startswith(before) and lead.isspace() else ""
+
+
+def _within(loaded: Loaded, text: str) -> list[int]:
+    """Tokens of a text that is not at the beginning, where some tokenizers would add a blank."""
+    found = loaded.tokenizer(
+        f"\n{text}",
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+    )
+    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return [token for token, (_, end) in pairs if end > 1]
+
+
+def _score_bare(loaded: Loaded, supplied: Sequence[Supplied]) -> list[Likelihood]:
+    """A beginning-of-text token, or the first token of the text, stands for the prompt."""
+    import torch
+
+    answers = [_ids(loaded, item.answer.strip()) for item in supplied]
+    bos = loaded.tokenizer.bos_token_id
+    if bos is None:
+        first = [[ids[0] if ids else loaded.tokenizer.pad_token_id] for ids in answers]
+        answers = [ids[1:] for ids in answers]
+    else:
+        first = [[bos]] * len(answers)
+    start = torch.tensor(first, device=loaded.device)
+    inputs = {"input_ids": start, "attention_mask": torch.ones_like(start)}
+    return _scored(loaded, inputs, answers)
+
+
+def _ids(loaded: Loaded, text: str) -> list[int]:
+    """Tokens of a text in which nothing is special."""
+    ids = loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return [int(token) for token in ids]
+
+
+def _scored(
+    loaded: Loaded, inputs: dict[str, Any], answers: Sequence[list[int]]
+) -> list[Likelihood]:
+    import torch
+
+    longest = max(map(len, answers))
+    if not longest:
+        return [_likelihood([], []) for _ in answers]
+    _check_length(loaded, inputs["attention_mask"].sum(1).max().item() + longest)
+    scored = _forward(loaded, _appended(loaded, inputs, answers, longest), longest)
+    found = []
+    for row, ids in zip(scored, answers, strict=True):
+        # The position before a token predicts it; the last one predicts nothing that is here.
+        logits = row[-longest - 1 :][: len(ids)].float()
+        target = torch.tensor(ids, dtype=torch.int64, device=row.device)
+        nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+        found.append(_likelihood(nll.cpu().numpy(), ids))
+    return found
+
+
+def _forward(loaded: Loaded, inputs: dict[str, Any], longest: int) -> Any:
+    """Logits of the last `longest` + 1 positions; all of them where a model can't be asked less."""
+    return loaded.network(**inputs, logits_to_keep=longest + 1, use_cache=False).logits
+
+
+def _likelihood(nll: Any, ids: Sequence[int]) -> Likelihood:
+    return Likelihood(np.asarray(nll, np.float32), np.asarray(ids, np.int64))
+
+
+def _check_length(loaded: Loaded, length: int) -> None:
+    if length > loaded.context:
+        raise PairmillError(
+            f"models: a prompt with its answer has {length} tokens, and {loaded.local.name!r}"
+            f" takes {loaded.context}; leave long texts out, or lower max_pixels"
+        )
+
+
+def _appended(
+    loaded: Loaded, inputs: dict[str, Any], answers: Sequence[list[int]], longest: int
+) -> dict[str, Any]:
+    """Model inputs with the answers after the prompts, padded on the right."""
+    import torch
+
+    pad = loaded.tokenizer.pad_token_id
+    ids = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers], device=loaded.device)
+    mask = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
+    tails = {"input_ids": ids, "attention_mask": mask.to(loaded.device)}
+    shape = inputs["input_ids"].shape
+    joined = {}
+    for name, value in inputs.items():
+        # Whatever else runs along the tokens, such as their kinds, says 0 for text.
+        tail = tails.get(name, torch.zeros_like(ids, dtype=value.dtype))
+        joined[name] = torch.cat([value, tail], 1) if value.shape == shape else value
+    return joined
+
+
+# Attention -----------------------------------------------------------------------------------
+
+
+def attention(
+    local: LocalModel, heads: Mapping[str, Heads], prompts: Sequence[Prompt]
+) -> list[Looks]:
+    """Answers, and for each its attention to the visual tokens, averaged as `heads` say by name.
+
+    Raises PairmillError for layers or heads that the model does not have, and for pictures whose
+    visual tokens form no grid.
+    """
+    loaded = load(local)
+    _check_heads(loaded, heads)
+
+    def part(some: Sequence[Prompt]) -> list[Looks]:
+        return _looks(loaded, heads, some)
+
+    with loaded.busy, _watching(loaded):
+        return in_batches(loaded, prompts, part)
+
+
+def _looks(loaded: Loaded, heads: Mapping[str, Heads], prompts: Sequence[Prompt]) -> list[Looks]:
+    inputs = encode(loaded, prompts)
+    refused = misfits(loaded, prompts, inputs)
+    if any(refused):
+        short = [p for p, answer in zip(prompts, refused, strict=True) if answer is None]
+        rest = iter(_looks(loaded, heads, short) if short else [])
+        none = {name: np.zeros((0, 0), np.float32) for name in heads}
+        return [next(rest) if answer is None else Looks(answer, none, ()) for answer in refused]
+    start = inputs["input_ids"].shape[1]
+    written, steps = watched(loaded, heads, prompts, inputs)
+    visual = inputs["input_ids"] == loaded.network.config.image_token_id
+    grids = _grids(loaded, inputs, prompts, visual.sum(1).tolist())
+    found = []
+    for at, prompt in enumerate(prompts):
+        length = int(inputs["attention_mask"][at].sum())
+        tokens = written[at, start:].tolist()
+        answer = response(loaded, tokens, length, limit(loaded, prompt))
+        used = max(0, (answer.usage or {})["output"] - 1)
+        columns = visual[at].nonzero()[:, 0]
+        rows = {name: _columns(steps[name][:used], at, columns) for name in heads}
+        found.append(Looks(answer, rows, grids[at]))
+    return found
+
+
+def _columns(steps: Sequence[Any], row: int, columns: Any) -> np.ndarray:
+    kept = [step[row, columns].cpu().numpy() for step in steps]
+    return np.stack(kept) if kept else np.zeros((0, len(columns)), np.float32)
+
+
+def watched(
+    loaded: Loaded, heads: Mapping[str, Heads], prompts: Sequence[Prompt], inputs: dict[str, Any]
+) -> tuple[Any, dict[str, list[Any]]]:
+    """Prompts with their answers as tokens, and the mean attention of each step, by name.
+
+    A step is float32[prompts, tokens so far], and each of its rows sums to 1. To be called within
+    `attention` only.
+    """
+    _watch.heads, _watch.sums = heads, {name: {} for name in heads}
+    written = write(loaded, prompts, inputs).sequences
+    count = loaded.network.config.get_text_config().num_attention_heads
+    steps = {}
+    for name, layers in heads.items():
+        used = sum(len(chosen) or count for chosen in layers.values())
+        steps[name] = [total / used for _, total in sorted(_watch.sums[name].items())]
+    if not all(steps.values()) and written.shape[1] > inputs["input_ids"].shape[1] + 1:
+        raise PairmillError(
+            f"models: the attention of {loaded.local.name!r} can't be watched: its architecture"
+            " does not use the attention interface of transformers; use another model"
+        )
+    return written, steps
+
+
+class _Watch(threading.local):
+    """Sums over heads, by name and length of the sequence, of the generation of this thread."""
+
+    def __init__(self) -> None:
+        self.heads: Mapping[str, Heads] = {}
+        self.sums: dict[str, dict[int, Any]] = {}
+
+
+_watch = _Watch()
+
+
+@contextmanager
+def _watching(loaded: Loaded) -> Iterator[None]:
+    """While it lasts, the text layers of a model attend by `_attend`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register("pairmill", _attend)
+    AttentionMaskInterface.register("pairmill", eager_mask)
+    before = loaded.network.config.get_text_config()._attn_implementation
+    loaded.network.set_attn_implementation({"text_config": "pairmill"})
+    try:
+        yield
+    finally:
+        loaded.network.set_attn_implementation({"text_config": before})
+        _watch.heads, _watch.sums = {}, {}
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **more: Any
+) -> tuple[Any, None]:
+    """Plain attention for a generated token, whose weights are kept; a fast one for the prompt.
+
+    So weights of the prompt, whose number grows with the square of its length, never exist.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if query.shape[2] > 1:
+        found: tuple[Any, None] = sdpa_attention_forward(
+            module, query, key, value, mask, scaling=scaling, **more
+        )
+        return found
+    if any(more.get(name) is not None for name in ("softcap", "s_aux")):
+        raise PairmillError("models: attention with soft caps or sinks can't be watched")
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scaling
+    if mask is not None:
+        scores = scores + mask[..., : key.shape[2]]
+    weights = scores.float().softmax(-1)
+    _keep(module.layer_idx, weights[:, :, 0])
+    result = weights.to(query.dtype) @ value.repeat_interleave(groups, 1)
+    return result.transpose(1, 2).contiguous(), None
+
+
+def _keep(layer: int, weights: Any) -> None:
+    """Add a layer's weights, [prompts, heads, tokens], to the sums that it is part of."""
+    length = weights.shape[2]
+    for name, layers in _watch.heads.items():
+        if layer in layers:
+            chosen = weights[:, list(layers[layer])] if layers[layer] else weights
+            sums = _watch.sums[name]
+            sums[length] = sums.get(length, 0) + chosen.sum(1)
+
+
+def _check_heads(loaded: Loaded, heads: Mapping[str, Heads]) -> None:
+    text = loaded.network.config.get_text_config()
+    layers, count = text.num_hidden_layers, text.num_attention_heads
+    for name, chosen in heads.items():
+        beyond = [layer for layer in chosen if not 0 <= layer < layers]
+        beyond += [head for some in chosen.values() for head in some if not 0 <= head < count]
+        if beyond or not chosen:
+            raise ConfigError(
+                f"heads.{name}: {loaded.local.name!r} has layers 0 to {layers - 1} with heads 0 to"
+                f" {count - 1}; name some of them"
+            )
+
+
+def _grids(
+    loaded: Loaded, inputs: dict[str, Any], prompts: Sequence[Prompt], visual: Sequence[int]
+) -> list[tuple[tuple[int, int], ...]]:
+    """Height and width in visual tokens of the pictures of each prompt."""
+    if "image_grid_thw" in inputs:
+        merge = loaded.processor.image_processor.merge_size
+        shapes = iter([(h // merge, w // merge) for _, h, w in inputs["image_grid_thw"].tolist()])
+        grids = [tuple(next(shapes) for _ in prompt.pictures) for prompt in prompts]
+    else:
+        sides = [
+            math.isqrt(n // max(1, len(p.pictures))) for n, p in zip(visual, prompts, strict=True)
+        ]
+        grids = [((side, side),) * len(p.pictures) for side, p in zip(sides, prompts, strict=True)]
+    for shapes_here, count in zip(grids, visual, strict=True):
+        if sum(height * width for height, width in shapes_here) != count:
+            raise PairmillError(
+                f"models: {loaded.local.name!r} makes {count} visual tokens of {len(shapes_here)}"
+                " pictures, which is no grid of them; use a model with one token to a place"
+            )
+    return grids

@@ -1,0 +1,251 @@
+"""Likelihoods and attention, each against a computation of its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from infra.errors import ConfigError, PairmillError
+from infra.local_mllm import LocalModel, Prompt, encode, generate, load
+from infra.local_probes import Supplied, attention, log_probs
+from tests.infra.test_local_mllm import KINDS, prompt
+
+ANSWERS = ("A red leaf.", "No.", "The same, but larger, and on a green table at night.")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=KINDS)
+def local(request, tiny_mllms) -> LocalModel:
+    return LocalModel(name=str(tiny_mllms[request.param]), batch_size=4, device="cpu")
+
+
+@pytest.fixture
+def blind(tiny_mllms) -> LocalModel:
+    return LocalModel(name=str(tiny_mllms["blind"]), batch_size=4, device="cpu")
+
+
+# Likelihood ----------------------------------------------------------------------------------
+
+
+def by_hand(state: dict[str, np.ndarray], ids: list[int], heads: int = 4) -> np.ndarray:
+    """Log-probabilities [n, vocabulary] of a Llama, written out in numpy, float64."""
+    state = {name.removeprefix("model."): value.astype(np.float64) for name, value in state.items()}
+
+    def norm(x, name):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * state[name]
+
+    def turned(x):  # rotary positions: the first half of a head against the second
+        width = x.shape[-1]
+        speeds = 10_000.0 ** (-np.arange(0, width, 2) / width)
+        angles = np.arange(len(ids))[:, None] * speeds
+        cos, sin = np.cos(angles), np.sin(angles)
+        one, two = x[..., : width // 2], x[..., width // 2 :]
+        return np.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
+
+    def softmax(x):
+        x = np.exp(x - x.max(-1, keepdims=True))
+        return x / x.sum(-1, keepdims=True)
+
+    x = state["embed_tokens.weight"][ids]
+    past = np.tril(np.ones((len(ids), len(ids)), bool))
+    for layer in ("layers.0.", "layers.1."):
+        h = norm(x, layer + "input_layernorm.weight")
+        q, k, v = (
+            (h @ state[f"{layer}self_attn.{name}_proj.weight"].T)
+            .reshape(len(ids), heads, -1)
+            .transpose(1, 0, 2)
+            for name in "qkv"
+        )
+        scores = turned(q) @ turned(k).transpose(0, 2, 1) / np.sqrt(q.shape[-1])
+        mixed = softmax(np.where(past, scores, -np.inf)) @ v
+        mixed = mixed.transpose(1, 0, 2).reshape(len(ids), -1)
+        x = x + mixed @ state[layer + "self_attn.o_proj.weight"].T
+        h = norm(x, layer + "post_attention_layernorm.weight")
+        gate, up = (h @ state[f"{layer}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ state[layer + "mlp.down_proj.weight"].T
+    logits = norm(x, "norm.weight") @ state["lm_head.weight"].T
+    return np.log(softmax(logits))
+
+
+def test_a_likelihood_is_that_of_a_forward_pass_written_by_hand(blind):
+    loaded = load(blind)
+    state = {name: value.numpy() for name, value in loaded.network.state_dict().items()}
+    asked = Prompt("k", "", (), "What is it?")
+    found = log_probs(blind, [Supplied(asked, answer) for answer in ANSWERS])
+    start = loaded.tokenizer("[user] What is it?\n[assistant] ").input_ids
+    for answer, likelihood in zip(ANSWERS, found, strict=True):
+        ids = loaded.tokenizer(answer).input_ids
+        assert likelihood.tokens.tolist() == ids
+        expected = by_hand(state, [*start, *ids])
+        nll = [-expected[len(start) + at - 1, token] for at, token in enumerate(ids)]
+        assert (likelihood.nll.dtype, likelihood.nll.shape) == (np.float32, (len(ids),))
+        assert np.allclose(likelihood.nll, nll, atol=1e-4)
+        assert likelihood.mean == pytest.approx(np.mean(nll), abs=1e-4)
+
+
+def test_a_text_by_itself_begins_with_the_token_for_that(blind):
+    loaded = load(blind)
+    state = {name: value.numpy() for name, value in loaded.network.state_dict().items()}
+    found = log_probs(blind, [Supplied(None, answer) for answer in ANSWERS])
+    for answer, likelihood in zip(ANSWERS, found, strict=True):
+        ids = loaded.tokenizer(answer).input_ids
+        expected = by_hand(state, [1, *ids])
+        nll = [-expected[at, token] for at, token in enumerate(ids)]
+        assert np.allclose(likelihood.nll, nll, atol=1e-4)
+
+
+def test_without_such_a_token_the_first_one_has_no_score(tiny_mllms):
+    qwen = LocalModel(name=str(tiny_mllms["qwen"]), device="cpu")
+    loaded = load(qwen)
+    assert loaded.tokenizer.bos_token_id is None
+    found = log_probs(qwen, [Supplied(None, answer) for answer in (*ANSWERS, "A", "")])
+    for answer, likelihood in zip(ANSWERS, found, strict=False):
+        ids = loaded.tokenizer(answer).input_ids
+        with torch.inference_mode():
+            logits = loaded.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        nll = [-logits[at - 1, ids[at]].item() for at in range(1, len(ids))]
+        assert likelihood.tokens.tolist() == ids[1:]
+        assert np.allclose(likelihood.nll, nll, atol=1e-4)
+    for nothing in found[-2:]:
+        assert nothing.nll.shape == (0,) and np.isnan(nothing.mean)
+
+
+def test_a_likelihood_with_pictures_is_that_of_a_plain_pass_over_the_whole_talk(local):
+    """LLaVA's template puts a blank before an answer, Qwen's does not; both end the turn."""
+    loaded = load(local)
+    supplied = [Supplied(prompt(n), answer) for n, answer in enumerate(ANSWERS)]
+    end = loaded.tokenizer.eos_token_id
+    for item, likelihood in zip(supplied, log_probs(local, supplied), strict=True):
+        inputs = encode(loaded, [item.prompt._replace(turns=(("assistant", item.answer),))])
+        tokens = inputs["input_ids"][0].tolist()
+        stop = len(tokens) - 1 - tokens[::-1].index(end)
+        start = stop - len(likelihood.tokens)
+        assert tokens[start:stop] == likelihood.tokens.tolist()
+        blank = " " if loaded.network.config.model_type == "llava" else ""
+        assert loaded.tokenizer.decode(likelihood.tokens) == blank + item.answer
+        with torch.inference_mode():
+            logits = loaded.network(**inputs).logits[0].log_softmax(-1)
+        nll = [-logits[at - 1, tokens[at]].item() for at in range(start, stop)]
+        assert np.allclose(likelihood.nll, nll, atol=1e-4)
+
+
+@pytest.mark.parametrize("answer", ["<|im_end|> <image></s>", "  A leaf.\n", "日本語", "\n\n2"])
+def test_the_tokens_scored_are_those_of_the_answer(local, answer):
+    (found,) = log_probs(local, [Supplied(prompt(0), answer)])
+    assert load(local).tokenizer.decode(found.tokens).strip() == answer.strip()
+    assert len(found.nll) == len(found.tokens) > 0
+
+
+def test_a_likelihood_does_not_depend_on_companions_but_by_rounding(local):
+    supplied = [Supplied(prompt(n), ANSWERS[n % 3]) for n in range(4)]
+    supplied.insert(2, Supplied(None, ANSWERS[0]))
+    together = log_probs(local, supplied)
+    for item, likelihood in zip(supplied, together, strict=True):
+        (alone,) = log_probs(local, [item])
+        assert alone.tokens.tolist() == likelihood.tokens.tolist()
+        assert np.allclose(alone.nll, likelihood.nll, atol=1e-4)
+
+
+def test_the_model_s_own_greedy_answer_is_likelier_than_another(local):
+    asked = prompt(3)
+    (own,) = generate(local, [asked])
+    mine, other = log_probs(local, [Supplied(asked, own.text), Supplied(asked, ANSWERS[2])])
+    assert mine.mean < other.mean
+
+
+def test_the_picture_counts(local):
+    same = [Supplied(prompt(1, pictures=prompt(n).pictures), ANSWERS[2]) for n in (1, 3)]
+    one, other = log_probs(local, same)
+    assert np.abs(one.nll - other.nll).max() > 1e-3
+
+
+def test_an_answer_beyond_the_context_is_said_in_one_line(blind):
+    with pytest.raises(PairmillError, match="takes 2048"):
+        log_probs(blind, [Supplied(Prompt("k", "", (), "Why?"), "because " * 3000)])
+
+
+# Attention -----------------------------------------------------------------------------------
+
+HEADS = {"grounding": {0: [1, 3], 1: [2]}, "sink": {1: []}}
+
+
+def test_attention_is_that_of_the_library_s_plain_one(local):
+    """Each prompt alone, with all weights of all layers kept, which real ones can't afford."""
+    loaded = load(local)
+    prompts = [prompt(n) for n in range(3)]
+    found = attention(local, HEADS, prompts)
+    loaded.network.set_attn_implementation("eager")
+    for asked, looks in zip(prompts, found, strict=True):
+        inputs = encode(loaded, [asked])
+        with torch.inference_mode():
+            plain = loaded.network.generate(
+                **inputs,
+                max_new_tokens=24,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_attentions=True,
+            )
+        visual = (inputs["input_ids"][0] == loaded.network.config.image_token_id).numpy()
+        steps = []
+        for layers in plain.attentions[1:]:  # the first is the prompt's own pass
+            kept = torch.stack([layers[0][0, 1, 0], layers[0][0, 3, 0], layers[1][0, 2, 0]])
+            steps.append(kept.mean(0).numpy()[: len(visual)][visual])
+        sink = [
+            layers[1][0, :, 0].mean(0).numpy()[: len(visual)][visual]
+            for layers in plain.attentions[1:]
+        ]
+        assert looks.rows["grounding"].dtype == np.float32
+        assert np.allclose(looks.rows["grounding"], steps, atol=1e-5)
+        assert np.allclose(looks.rows["sink"], sink, atol=1e-5)
+    loaded.network.set_attn_implementation("sdpa")
+
+
+def test_steps_are_the_generated_tokens_but_one_and_the_grid_is_that_of_the_pictures(local):
+    prompts = [prompt(n) for n in range(4)]
+    for asked, looks in zip(prompts, attention(local, HEADS, prompts), strict=True):
+        cells = sum(height * width for height, width in looks.grids)
+        assert looks.rows["sink"].shape == (looks.response.usage["output"] - 1, cells)
+        assert len(looks.grids) == len(asked.pictures)
+        assert (looks.rows["sink"] > 0).all() and (looks.rows["sink"].sum(1) < 1).all()
+    if load(local).network.config.model_type == "qwen2_5_vl":
+        # 120 x 80 and 60 x 90 pixels, in places of 28 x 28.
+        assert looks.grids == ((3, 4), (3, 2))
+    else:
+        assert looks.grids == ((4, 4), (4, 4))
+
+
+def test_over_the_whole_sequence_a_row_sums_to_one(local):
+    from infra import local_probes
+
+    loaded, prompts = load(local), [prompt(n) for n in range(3)]
+    with loaded.busy, local_probes._watching(loaded), torch.inference_mode():
+        inputs = encode(loaded, prompts)
+        _, steps = local_probes.watched(loaded, HEADS, prompts, inputs)
+    start = inputs["input_ids"].shape[1]
+    for rows in steps.values():
+        assert [row.shape[1] for row in rows] == [start + 1 + at for at in range(len(rows))]
+        assert all(torch.allclose(row.sum(1), torch.ones(3), atol=1e-5) for row in rows)
+        padding = inputs["attention_mask"] == 0
+        assert all(row[:, :start][padding].abs().sum() == 0 for row in rows)
+
+
+def test_watching_changes_no_answer_and_ends(local):
+    prompts = [prompt(n) for n in range(4)]
+    before = generate(local, prompts)
+    assert [looks.response for looks in attention(local, HEADS, prompts)] == before
+    assert load(local).network.config.get_text_config()._attn_implementation == "sdpa"
+    assert generate(local, prompts) == before
+
+
+def test_a_prompt_without_room_has_no_rows_and_the_others_have(local):
+    long = prompt(0, text="What is it? " * 2000)
+    refused, looks = attention(local, HEADS, [long, prompt(1)])
+    assert refused.response.status == "refused" and refused.rows["sink"].shape == (0, 0)
+    assert looks.rows["sink"].shape[0] == looks.response.usage["output"] - 1
+
+
+@pytest.mark.parametrize("heads", [{"a": {2: []}}, {"a": {0: [4]}}, {"a": {}}])
+def test_heads_that_a_model_does_not_have_are_refused(local, heads):
+    with pytest.raises(ConfigError, match="layers 0 to 1 with heads 0 to 3"):
+        attention(local, heads, [prompt(0)])
