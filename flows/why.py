@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from flows import asked
 from infra import growing, likeness, neighbours, tables, tombstones, versions
 from infra.errors import PairmillError
 from infra.ledger import Ledger
@@ -413,6 +414,8 @@ def _pair(version: Version, fate: Row) -> Iterator[Line]:
         yield side, f"{version.name(row[side])}  {caption}"
     yield from _ties(version, row)
     yield from _label(version, fate)
+    answered = (version.table(stage, name) for stage, name in asked.TABLES)
+    yield from asked.told(version.store, [rows for rows in answered if rows is not None], row)
     yield from _negatives(version, row)
 
 
