@@ -84,7 +84,7 @@ def _sections(schema: Schema, root: Schema, prefix: str) -> Iterator[str]:
 
 
 def _section_of(field: Schema, root: Schema) -> tuple[Schema, str, bool] | None:
-    """The model behind a field, `.<name>` where it is a mapping of such, and if it may be null."""
+    """The model behind a field, a suffix where it is one of many, and if it may be null."""
     options = [o for o in field.get("anyOf", [field]) if o.get("type") != "null"]
     [option, *_] = options
     if "$ref" in option:
@@ -92,6 +92,8 @@ def _section_of(field: Schema, root: Schema) -> tuple[Schema, str, bool] | None:
     for part in (option.get("additionalProperties"), *option.get("patternProperties", {}).values()):
         if isinstance(part, dict) and "$ref" in part:
             return _resolved(part, root), ".<name>", False
+    if "$ref" in option.get("items", {}):
+        return _resolved(option["items"], root), "[]", False
     return None
 
 

@@ -8,7 +8,7 @@ from prefect import flow
 from flows.config import BuildConfig, open_build
 from flows.progress import reporter
 from flows.step import completed, link, step
-from flows.summary import measured, outcome, summary, tell_refused
+from flows.summary import measured, outcome, summary, tell_refused, unpublished, waiting
 from infra.build import Build
 from infra.errors import Refused
 from infra.tables import Table
@@ -60,8 +60,9 @@ def build(config: BuildConfig) -> dict[str, Any]:
         except Refused as refused:
             tell_refused(refused)
             raise
-        link("manifest", result["manifest"])
-        link("report", result["report"])
+        for place in ("manifest", "report"):
+            if result[place]:
+                link(place, result[place])
         return completed(outcome(result), result)
 
 
@@ -87,6 +88,11 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
     """
     listed, seen = known(run, config, step)
     found = across(run, config, listed, seen, step)
+    keep = (config.publish.keep_versions, config.publish.keep_days)
+    pending = waiting(run, found._asdict())
+    if pending and not config.labels.publish_partial and not run.planning:
+        tidied = step(tidy)(run, config.dataset, seen.objects, False, keep, config.tidy)
+        return {**unpublished(run, config.dataset, pending), "tidied": tidied._asdict()}
     contents = Contents(
         found.make_records.records,
         found.fold_fates.fates,
@@ -110,9 +116,8 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
     check_forgotten(run)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)
     result = summary(run, version)
-    keep = (config.publish.keep_versions, config.publish.keep_days)
     tidied = step(tidy)(run, config.dataset, seen.objects, version.fresh, keep, config.tidy)
-    return {**result, "tidied": tidied._asdict()}
+    return {**result, "waiting": pending, "tidied": tidied._asdict()}
 
 
 def across(

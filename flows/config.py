@@ -92,7 +92,8 @@ class BuildConfig(BaseModel):
             name: {"library": m.library, "name": Path(m.name).name}
             for name, m in self.models.items()
         }
-        shown["labels"] = {k: v for k, v in data["labels"].items() if k != "endpoint"}
+        ours = ("endpoint", "budget", "publish_partial")  # how it was paid for is nobody's business
+        shown["labels"] = {k: v for k, v in data["labels"].items() if k not in ours}
         if self.labels.endpoint:
             shown["labels"]["model"] = self.labels.endpoint.model
         shown["corpus"] = {k: data["corpus"][k] for k in ("licence", "max_caption_chars")}
@@ -219,4 +220,18 @@ def open_build(
     check_format(store, write=not planning)
     life = 60 * config.tidy.pin_minutes
     with pins.hold(store, life) as pin, open_pool(config.cluster) as pool:
-        yield Build(corpus, store, pool, progress, planning, pin=pin)
+        yield Build(corpus, store, pool, progress, planning, pin=pin, secrets=_block_secret)
+
+
+def _block_secret(name: str) -> str:
+    """The value of a Prefect Secret block. Raises ConfigError where it can't be read."""
+    from prefect.blocks.system import Secret
+
+    try:
+        block: Any = Secret.load(name)
+        return str(block.get())
+    except ValueError as error:
+        raise ConfigError(
+            f"endpoint.api_key_block: Prefect has no Secret block {name!r} "
+            f"({str(error).partition(chr(10))[0]}); create it, or use api_key_env"
+        ) from None

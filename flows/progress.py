@@ -24,13 +24,14 @@ def reporter() -> Iterator[Report]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.fields[said]}", markup=False),
     )
     with Progress(*columns, console=console) as bars:
         known: dict[str, int] = {}
 
-        def report(stage: str, done: int, total: int | None) -> None:
+        def report(stage: str, done: int, total: int | None, said: str = "") -> None:
             if stage not in known:
-                known[stage] = int(bars.add_task(stage, total=total))
-            bars.update(known[stage], completed=done, total=total)  # type: ignore[arg-type]
+                known[stage] = int(bars.add_task(stage, total=total, said=said))
+            bars.update(known[stage], completed=done, total=total, said=said)  # type: ignore[arg-type]
 
         yield report

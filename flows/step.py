@@ -21,6 +21,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 PROGRESS_SECONDS = 2.0
+LOG_SECONDS = 60.0
 
 _ENVIRONMENT = {
     # Prefect phones home on two channels, also without a server of its own.
@@ -150,24 +151,28 @@ def _placed(error: Any, stage: str) -> Exception:
 
 
 @contextmanager
-def _shown_progress(stage: str, also: Progress) -> Iterator[Progress]:
+def _shown_progress(task: str, also: Progress) -> Iterator[Progress]:
     """Progress that goes to `also` and, every two seconds at most, to an artifact in Prefect."""
+    from prefect import get_run_logger
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
     artifact: Any = None
-    shown = time.monotonic()
+    shown = told = time.monotonic()
 
-    def progress(name: str, done: int, total: int | None) -> None:
-        nonlocal artifact, shown
-        also(name, done, total)
+    def progress(stage: str, done: int, total: int | None, said: str = "") -> None:
+        nonlocal artifact, shown, told
+        also(stage, done, total, said)
         if not total or time.monotonic() - shown < PROGRESS_SECONDS:
             return
+        if said and time.monotonic() - told > LOG_SECONDS:
+            told = time.monotonic()
+            get_run_logger().info("%s: %s of %s; %s", stage, f"{done:,}", f"{total:,}", said)
         shown, share = time.monotonic(), 100 * done / total
         with suppress(httpx.HTTPError):
             if artifact:
                 update_progress_artifact(artifact, share)
             else:
-                artifact = create_progress_artifact(share, artifact_key(stage, "progress"), name)
+                artifact = create_progress_artifact(share, artifact_key(task, "progress"), stage)
 
     yield progress
     if artifact:

@@ -17,6 +17,7 @@ from infra.build import Build
 from infra.errors import Refused
 from infra.tables import Table
 from infra.text import markdown
+from infra.versions import read_latest, version_folder
 from tasks.describe import Described
 from tasks.fold_fates import OBJECT_FATES
 from tasks.publish import Version
@@ -41,7 +42,12 @@ NAMED = {
     "score_captions": ("values",),
     "filter_captions": ("eligible", "facts"),
     "mine_pairs": ("pairs", "bands"),
-    "label_pairs": ("labels", "drops"),
+    "label_pairs": ("labels", "drops", "asked"),
+}
+PENDING = {
+    "over_budget": "the budget",
+    "endpoint_error": "an endpoint that answers",
+    "in_batch": "a batch of the provider",
 }
 PASSING = {"find_neighbours": ("members", "lists")}
 
@@ -75,7 +81,26 @@ def measured(build: Build, ran: Mapping[str, Any]) -> dict[str, Any]:
         | {"looks": seen.looks.name},
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
+        "cost": costs(build),
+        "partial": waiting(build, ran),
     }
+
+
+def costs(build: Build) -> dict[str, dict[str, int]]:
+    """What models were paid, by stage: calls, tokens, money in 10^-9 of the currency."""
+    return {stage: dict(sorted(bill.items())) for stage, bill in build.bill.stages.items() if bill}
+
+
+def waiting(build: Build, ran: Mapping[str, Any]) -> dict[str, int]:
+    """How many pairs wait for an answer that a later build will ask for, by what they wait for."""
+    found = Counter[str]()
+    for stage in ran.values():
+        drops = getattr(stage, "drops", None)
+        if isinstance(drops, Table) and stage is not ran.get("fold_fates"):
+            rules = tables.frame(build.store, drops, ["level", "rule"])
+            pairs = rules.filter(pl.col("level") == "pair", pl.col("rule").is_in([*PENDING]))
+            found.update(pairs["rule"].to_list())
+    return dict(sorted(found.items()))
 
 
 def _named(ran: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -127,6 +152,27 @@ def summary(build: Build, version: Version) -> dict[str, Any]:
         "pairs": version.counts["pairs"],
         "records": version.counts["records"],
         "work": {name: build.work[name] for name in WORK},
+        "cost": costs(build),
+        "seconds": {stage: round(spent, 2) for stage, spent in build.seconds.items()},
+    }
+
+
+def unpublished(build: Build, dataset: str, pending: Mapping[str, int]) -> dict[str, Any]:
+    """What `pairmill run --json` prints where pairs wait and nothing is published for now."""
+    latest, _ = read_latest(build.store, dataset)
+    place = f"{build.store.uri}/{version_folder(dataset, latest['version'])}" if latest else None
+    return {
+        "version": latest["version"] if latest else None,
+        "digest": latest["digest"] if latest else None,
+        "fresh": False,
+        "waiting": dict(pending),
+        "manifest": f"{place}/manifest.json" if place else None,
+        "report": f"{place}/report.html" if place else None,
+        "fates": {},
+        "pairs": None,
+        "records": None,
+        "work": {name: build.work[name] for name in WORK},
+        "cost": costs(build),
         "seconds": {stage: round(spent, 2) for stage, spent in build.seconds.items()},
     }
 
@@ -147,10 +193,18 @@ def tell_refused(refused: Refused) -> None:
 
 def outcome(result: Mapping[str, Any]) -> str:
     """What a run came to, in one line."""
+    pending = result.get("waiting") or {}
+    waits = ", ".join(
+        f"{count:,} pairs wait for {PENDING[rule]}" for rule, count in pending.items()
+    )
+    if result["records"] is None:
+        named = f"version {result['version']}" if result["version"] else "no version yet"
+        return f"nothing published, latest is {named}: {waits}; the next build goes on"
     said = "published" if result["fresh"] else "nothing new: still"
     return (
-        f"{said} version {result['version']} ({result['digest'][:12]}), "
-        f"{result['pairs']} pairs mined, {result['records']} records"
+        f"{said} {'partial ' if pending else ''}version {result['version']} "
+        f"({result['digest'][:12]}), {result['pairs']} pairs mined, {result['records']} records"
+        f"{f'; {waits}' if waits else ''}"
     )
 
 
@@ -166,8 +220,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         )
     for reason in result.get("tidied", {}).get("waits", ()):
         console.print(Text(reason), soft_wrap=True)
-    console.print(Text(f"manifest  {result['manifest']}"), soft_wrap=True)
-    console.print(Text(f"report    {result['report']}"), soft_wrap=True)
+    for place in ("manifest", "report"):
+        if result[place]:
+            console.print(Text(f"{place:<9} {result[place]}"), soft_wrap=True)
 
 
 def _fates(result: Mapping[str, Any]) -> RichTable:

@@ -3,14 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from infra.budget import Bill
 from infra.cluster import Pool
 from infra.ledger import Ledger
 from infra.pins import Pin
 from infra.store import Store
 
-Progress = Callable[[str, int, int | None], None]
+
+class Progress(Protocol):
+    """Told how far a stage is, and perhaps something in words."""
+
+    def __call__(self, stage: str, done: int, total: int | None, said: str = "") -> None: ...
 
 
 class WouldRun(Exception):
@@ -22,7 +27,7 @@ class WouldRun(Exception):
         self.inputs = inputs
 
 
-def silent(stage: str, done: int, total: int | None) -> None:
+def silent(stage: str, done: int, total: int | None, said: str = "") -> None:
     """Progress that nobody watches."""
 
 
@@ -43,7 +48,8 @@ class Build:
 
     `progress(stage, done, total)` may be called from the driver only. `work` counts what was
     really done: objects_listed, images_decoded, images_embedded, similarities_computed,
-    labels_requested. `seconds` holds wall time by stage. `pin` keeps garbage collection away.
+    labels_requested. `seconds` holds wall time by stage. `bill` is what models were paid. `secrets`
+    gives the API key of a Prefect block. `pin` keeps garbage collection away.
     """
 
     corpus: Store
@@ -55,6 +61,8 @@ class Build:
     seconds: dict[str, float] = field(default_factory=dict)
     footprint: Footprint = field(default_factory=Footprint)
     pin: Pin | None = None
+    bill: Bill = field(default_factory=Bill)
+    secrets: Callable[[str], str] | None = None
 
     @property
     def ledger(self) -> Ledger:

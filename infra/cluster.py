@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from itertools import chain, islice
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -95,7 +96,7 @@ class Crash(NamedTuple):
 
 
 class Pool(Protocol):
-    """Runs a function over shards."""
+    """Runs a function over shards. Several threads may map at once."""
 
     def map(
         self,
@@ -132,6 +133,7 @@ class ThreadPool:
         self._params = params
         self._stack = stack
         self._executor: ThreadPoolExecutor | None = None
+        self._starting = Lock()
 
     def map(
         self,
@@ -161,8 +163,9 @@ class ThreadPool:
                 future.cancel()
 
     def _start(self, workers: int) -> ThreadPoolExecutor:
-        if self._executor is None:
-            self._executor = self._stack.enter_context(ThreadPoolExecutor(workers, "shard"))
+        with self._starting:
+            if self._executor is None:
+                self._executor = self._stack.enter_context(ThreadPoolExecutor(workers, "shard"))
         return self._executor
 
 
@@ -174,6 +177,7 @@ class DaskPool:
         self._stack = stack
         self._client: Client | None = None
         self._digest = ""
+        self._starting = Lock()
 
     def map(
         self,
@@ -196,10 +200,11 @@ class DaskPool:
                 flight.cancel()
 
     def _connect(self) -> "Client":
-        if self._client is None:
-            cluster = self._stack.enter_context(_CLUSTERS[self._params.kind](self._params))
-            self._client = self._stack.enter_context(_connected(cluster))
-            self._digest = _check_code(self._client)
+        with self._starting:
+            if self._client is None:
+                cluster = self._stack.enter_context(_CLUSTERS[self._params.kind](self._params))
+                self._client = self._stack.enter_context(_connected(cluster))
+                self._digest = _check_code(self._client)
         return self._client
 
 

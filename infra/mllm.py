@@ -1,35 +1,27 @@
 """The client of OpenAI-compatible chat servers: pictures and a schema go in, a checked answer or
-the reason for none comes out. Every call goes through `ask`.
+the reason for none comes out. `send` makes one call; who may call, and when, is for infra.asking.
 """
 
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import logging
-import os
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random_exponential,
-)
 
+from infra.budget import Prices
 from infra.canonical import digest, settings
-from infra.errors import ConfigError, PairmillError
+from infra.errors import PairmillError
 from infra.instructions import clean
 
 if TYPE_CHECKING:
@@ -42,7 +34,8 @@ _prompts = Environment(
 
 Format = Literal["json_schema", "json_object", "prompt"]
 Status = Literal["answered", "refused", "truncated", "empty", "too_long"]
-Flaw = Literal["refused", "truncated", "empty", "too_long", "wrong_schema", "endpoint_error"]
+Pending = Literal["endpoint_error", "over_budget", "in_batch"]
+Flaw = Literal["refused", "truncated", "empty", "too_long", "wrong_schema"]
 Answer = TypeVar("Answer", bound=BaseModel)
 
 _FORMATS: tuple[Format, ...] = ("json_schema", "json_object", "prompt")
@@ -65,27 +58,27 @@ _REMEDIES = {
 }
 
 
-class Endpoint(BaseModel):
-    """An OpenAI-compatible server and how patiently it is asked."""
+class Server(BaseModel):
+    """One server of a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(description="Base URL of the server, up to and including /v1.")
-    model: str = Field(min_length=1, description="Name of the model, as the server knows it.")
     api_key_env: str | None = Field(
         None,
         description="Environment variable that holds the API key. Local servers need none.",
     )
-    concurrency: int = Field(16, ge=1, le=1024, description="Calls in flight.")
-    timeout_s: float = Field(120.0, gt=0, description="Seconds for one call, all of it.")
-    attempts: int = Field(
-        6, ge=1, le=20, description="Tries per call on 429, 5xx, lost connections and timeouts."
+    api_key_block: str | None = Field(
+        None, description="Prefect Secret block that holds the API key, in place of a variable."
     )
-    backoff_s: float = Field(
-        1.0, ge=0, le=60, description="Seconds before the second try; doubled for each further one."
+    concurrency: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Calls in flight at most; fewer while the server answers 429 or slows down.",
     )
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="Name under which the server takes the limit on answer tokens."
+    weight: float = Field(
+        1.0, gt=0, description="Share of the calls, where the model has several servers."
     )
 
     @field_validator("url")
@@ -103,12 +96,50 @@ class Endpoint(BaseModel):
         return urlsplit(self.url).netloc
 
 
+class Endpoint(Server):
+    """A model behind one or several OpenAI-compatible servers, and how patiently it is asked."""
+
+    model: str = Field(min_length=1, description="Name of the model, as the server knows it.")
+    also: tuple[Server, ...] = Field(
+        (), description="Further servers of the same model, by the same name."
+    )
+    timeout_s: float = Field(120.0, gt=0, description="Seconds for one call, all of it.")
+    attempts: int = Field(
+        6, ge=1, le=20, description="Tries per call on 5xx, lost connections and timeouts."
+    )
+    backoff_s: float = Field(
+        1.0, ge=0, le=60, description="Seconds before the second try; doubled for each further one."
+    )
+    patience_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without any answer after which a server that did answer is given up"
+        " for this build.",
+    )
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="Name under which the server takes the limit on answer tokens."
+    )
+    prices: Prices | None = Field(
+        None, description="What the provider charges; needed by a budget in money."
+    )
+    image_tokens: int = Field(
+        1_600,
+        ge=1,
+        description="Tokens that a picture may cost at most. Budgets reserve by it before a call;"
+        " what is charged is what the server reports.",
+    )
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        return (self, *self.also)
+
+
 class EndpointUnavailable(PairmillError):
     """The endpoint has never answered, so that a build has nothing to wait for."""
 
 
 class CallFailed(PairmillError):
-    """One call brought no answer that could have been billed."""
+    """One call brought no answer. `maybe_billed`: it had been sent, so it may cost all the same."""
 
     def __init__(
         self,
@@ -117,11 +148,21 @@ class CallFailed(PairmillError):
         status: int | None = None,
         transient: bool = False,
         retry_after: float | None = None,
+        maybe_billed: bool = False,
     ):
         super().__init__(message)
         self.status = status
         self.transient = transient
         self.retry_after = retry_after
+        self.maybe_billed = maybe_billed
+
+
+class Unanswered(PairmillError):
+    """A request has no answer yet; nothing is known to be wrong with it, so it stays pending."""
+
+    def __init__(self, rule: Pending, detail: str):
+        super().__init__(detail)
+        self.rule = rule
 
 
 class Picture(NamedTuple):
@@ -136,7 +177,9 @@ class Request:
     """One question. What all requests of a kind share comes first, so that prefix caches hit.
 
     `resize` names the rule by which pictures were made smaller. `turns` are (role, text) of the
-    talk so far, where an answer is to be repaired.
+    talk so far, where an answer is to be repaired. `attempt` tells questions apart that are asked
+    anew on purpose. `about` are ids of images and captions, beyond `pictures`, that the text was
+    made from: forgetting goes by them, and they are no part of what a request means.
     """
 
     instructions: str
@@ -149,11 +192,16 @@ class Request:
     temperature: float | None = None
     seed: int | None = None
     turns: tuple[tuple[Literal["assistant", "user"], str], ...] = ()
+    attempt: int = 0
+    about: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Response:
-    """An answer as it came; every one may have been billed. `usage` is None where not reported."""
+    """An answer as it came; every one may have been billed.
+
+    `usage` has tokens of input, output, and input that was cached; None where it was not reported.
+    """
 
     status: Status
     text: str
@@ -163,10 +211,21 @@ class Response:
 
 
 class Flawed(NamedTuple):
-    """Why a request has no usable answer."""
+    """Why a request has no usable answer: a flaw is final, what is pending is asked again."""
 
-    rule: Flaw
+    rule: Flaw | Pending
     detail: str
+
+
+class Ask(Protocol):
+    """Asks one request: the stored answer where there is one. Raises Unanswered.
+
+    A question with a flawed answer is asked anew up to `attempt`, which counts from 0.
+    """
+
+    attempt: int
+
+    async def __call__(self, request: "Request") -> "Response": ...
 
 
 def request_key(request: Request) -> str:
@@ -175,45 +234,42 @@ def request_key(request: Request) -> str:
         "instructions": request.instructions,
         "pictures": [list(picture) for picture in request.pictures],
         "text": request.text,
-        "schema": request.answer.model_json_schema(),
+        "schema": schema_of(request.answer),
         "resize": request.resize,
         "model": request.model,
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "seed": request.seed,
         "turns": [list(turn) for turn in request.turns],
+        "attempt": request.attempt,
     }
     return digest(settings(meaning))
 
 
 @dataclass
 class Client:
-    """An open endpoint: the connection, what was found out about it, and what it was asked."""
+    """An open server: the connection, and what was found out about it."""
 
     endpoint: Endpoint
+    server: Server
     images: Callable[[str], bytes]
     openai: "AsyncOpenAI"
     secret: str
-    format: Format = "json_schema"
-    asked: int = 0
-    answered: bool = False
-    failures: int = 0  # in a row
+    format: Format | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     urls: dict[str, "asyncio.Task[str]"] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
-async def connect(endpoint: Endpoint, images: Callable[[str], bytes]) -> AsyncIterator[Client]:
-    """Opens a client for the running event loop; `images` gives the JPEG of an image_id.
-
-    Raises ConfigError where the variable that should hold the key is not set.
-    """
+async def connect(
+    endpoint: Endpoint, server: Server, images: Callable[[str], bytes], secret: str = ""
+) -> AsyncIterator[Client]:
+    """Opens a client for the running event loop; `images` gives the JPEG of an image_id."""
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
-    secret = _secret(endpoint)
     key = secret or "none"
     openai = AsyncOpenAI(
-        base_url=endpoint.url,
+        base_url=server.url,
         api_key=key,
         max_retries=0,
         timeout=Timeout(endpoint.timeout_s, connect=min(10.0, endpoint.timeout_s)),
@@ -222,7 +278,7 @@ async def connect(endpoint: Endpoint, images: Callable[[str], bytes]) -> AsyncIt
         ),
     )
     async with openai:
-        client = Client(endpoint, images, openai, secret)
+        client = Client(endpoint, server, images, openai, secret)
         try:
             yield client
         finally:
@@ -244,41 +300,26 @@ def _only_own_headers(key: str) -> Callable[[Any], Awaitable[None]]:
     return before_sending
 
 
-def _secret(endpoint: Endpoint) -> str:
-    if endpoint.api_key_env is None:
-        return ""
-    if secret := os.environ.get(endpoint.api_key_env, "").strip():
-        return secret
-    raise ConfigError(
-        f"endpoint.api_key_env: the environment variable {endpoint.api_key_env} is not set;"
-        " export the API key in it, or leave the setting out for a server without keys"
-    )
+async def ask_for(ask: Ask, request: Request, answer: type[Answer]) -> Answer | Flawed:
+    """The answer as a model, after at most one repair, or what is wrong with it.
 
-
-async def ask(client: Client, request: Request) -> Response:
-    """One answer to one request, after retries of what can't have been billed.
-
-    Until the endpoint has answered once, calls go one at a time and find out which answer format
-    it takes. Raises EndpointUnavailable where it never answers, CallFailed for this call alone.
+    A flawed answer was paid for and stays; it is asked for anew up to `ask.attempt`.
     """
-    client.asked += 1
-    if not client.answered:
-        async with client.opening:
-            if not client.answered:
-                return await _open(client, request)
-    if client.failures >= 4 * client.endpoint.concurrency:
-        raise CallFailed(f"{client.endpoint.host} stopped answering; run again when it is back")
-    return await _try(client, request, client.format)
+    found: Answer | Flawed = Flawed("empty", "")
+    for attempt in range(ask.attempt + 1):
+        try:
+            found = await _ask_and_repair(ask, replace(request, attempt=attempt), answer)
+        except Unanswered as pending:
+            return Flawed(pending.rule, str(pending))
+        if not isinstance(found, Flawed):
+            break
+    return found
 
 
-async def ask_for(client: Client, request: Request, answer: type[Answer]) -> Answer | Flawed:
-    """The answer as a model, after at most one repair, or what is wrong with it."""
-    try:
-        found = _read(response := await ask(client, request), answer)
-        if isinstance(found, Flawed) and found.rule == "wrong_schema":
-            found = _read(await ask(client, _repair(request, response.text, found.detail)), answer)
-    except CallFailed as failure:
-        return Flawed("endpoint_error", str(failure))
+async def _ask_and_repair(ask: Ask, request: Request, answer: type[Answer]) -> Answer | Flawed:
+    found = _read(response := await ask(request), answer)
+    if isinstance(found, Flawed) and found.rule == "wrong_schema":
+        found = _read(await ask(_repair(request, response.text, found.detail)), answer)
     return found
 
 
@@ -320,93 +361,80 @@ def _repair(request: Request, text: str, complaint: str) -> Request:
     return replace(request, turns=(*request.turns, ("assistant", text), ("user", words)))
 
 
-async def _open(client: Client, request: Request) -> Response:
-    try:
-        response, client.format = await _find_format(client, request)
-    except CallFailed as failure:
-        if not _tolerable(failure) or client.failures >= _OPENINGS:
-            raise EndpointUnavailable(str(failure)) from None
-        raise
-    client.answered = True
-    if client.format != "json_schema":
-        _log.warning(
-            "%s takes no JSON schema; asking it by %s", client.endpoint.host, client.format
-        )
-    return response
-
-
-def _tolerable(failure: CallFailed) -> bool:
+def is_tolerable(failure: CallFailed) -> bool:
     """Whether a failure may be the fault of one request or moment instead of the endpoint's."""
     return failure.transient if failure.status in _TRANSIENT else failure.status in _PASSING
 
 
-async def _find_format(client: Client, request: Request) -> tuple[Response, Format]:
-    for form in _FORMATS[:-1]:
+async def send(client: Client, request: Request) -> Response:
+    """One call, and the answer as it came. Raises CallFailed.
+
+    Until the server has answered once, calls go one at a time and find out which answer format
+    it takes.
+    """
+    if client.format is None:
+        async with client.opening:
+            if client.format is None:
+                return await _find_format(client, request)
+    return await _send(client, request, client.format)
+
+
+async def _find_format(client: Client, request: Request) -> Response:
+    for form in _FORMATS:
         try:
-            return await _try(client, request, form), form
+            response = await _send(client, request, form)
         except CallFailed as failure:
-            if failure.status not in _UNSUPPORTED:
+            if failure.status not in _UNSUPPORTED or form == _FORMATS[-1]:
                 raise
-            client.failures -= 1
-    return await _try(client, request, "prompt"), "prompt"
-
-
-async def _try(client: Client, request: Request, form: Format) -> Response:
-    attempts = AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, CallFailed) and error.transient),
-        stop=stop_after_attempt(client.endpoint.attempts),
-        wait=lambda state: _pause(state, client.endpoint.backoff_s),
-        reraise=True,
-    )
-    try:
-        response: Response = await attempts(_send, client, request, form)
-    except CallFailed:
-        client.failures += 1
-        raise
-    client.failures = 0
-    return response
-
-
-def _pause(state: RetryCallState, backoff_s: float) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, CallFailed) else None
-    if asked is not None:
-        return asked + random.uniform(0, backoff_s)
-    half = {"multiplier": backoff_s / 2, "max": 30}
-    return (wait_exponential(**half) + wait_random_exponential(**half))(state)
+            continue
+        client.format = form
+        if form != "json_schema":
+            _log.warning("%s takes no JSON schema; asking it by %s", client.server.host, form)
+        return response
+    raise AssertionError
 
 
 async def _send(client: Client, request: Request, form: Format) -> Response:
     import openai
+    from openai.types.chat import ChatCompletion
 
-    messages = await _messages(client, request, form)
-    host = client.endpoint.host
+    asked = await body(client, request, form)
+    host = client.server.host
     try:
         async with asyncio.timeout(client.endpoint.timeout_s):
-            completion = await client.openai.chat.completions.create(
-                messages=messages, **_parameters(client.endpoint, request, form)
+            # As `chat.completions.create`, which walks through the whole body once more.
+            completion = await client.openai.post(
+                "/chat/completions", body=asked, cast_to=ChatCompletion
             )
     except (openai.APITimeoutError, TimeoutError):
         raise CallFailed(
             f"{host} did not answer in {client.endpoint.timeout_s:g} s;"
             " check the server or raise endpoint.timeout_s",
             transient=True,
+            maybe_billed=True,
         ) from None
     except openai.APIConnectionError as error:
-        cause = _told(client, str(error.__cause__ or error))
-        raise CallFailed(
-            f"no connection to {host} ({cause}); start the server or check endpoint.url",
-            transient=True,
-        ) from None
+        raise _connection_failure(client, error) from None
     except openai.APIStatusError as error:
         raise _status_failure(client, error) from None
     except (ValueError, openai.APIError):
         completion = None
-    return _response(host, completion)
+    return read_completion(host, completion)
+
+
+def _connection_failure(client: Client, error: Any) -> CallFailed:
+    cause = error.__cause__ or error
+    return CallFailed(
+        f"no connection to {client.server.host} ({_told(client, str(cause))});"
+        " start the server or check endpoint.url",
+        transient=True,
+        # By name, since the package picks its HTTP library by what is installed.
+        maybe_billed=type(cause).__name__ not in ("ConnectError", "ConnectTimeout"),
+    )
 
 
 def _status_failure(client: Client, error: Any) -> CallFailed:
-    status, host = error.status_code, client.endpoint.host
+    status, host = error.status_code, client.server.host
     if 300 <= status < 400:
         return CallFailed(
             f"{host} redirects elsewhere, which is refused; set endpoint.url to the final address",
@@ -448,13 +476,15 @@ def _excerpt(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:199]}\u2026"
 
 
-def _response(host: str, completion: Any) -> Response:
+def read_completion(host: str, completion: Any) -> Response:
+    """The answer in a chat completion. Raises CallFailed where it is none."""
     from openai.types.chat import ChatCompletion
 
     if not isinstance(completion, ChatCompletion) or not completion.choices:
         raise CallFailed(
             f"{host} answered with something that is no chat completion;"
-            " check endpoint.url (it usually ends in /v1)"
+            " check endpoint.url (it usually ends in /v1)",
+            maybe_billed=True,
         )
     choice = completion.choices[0]
     text = (choice.message.content or "").encode("utf-8", "replace").decode()
@@ -468,18 +498,31 @@ def _response(host: str, completion: Any) -> Response:
         status = "empty"
     elif len(text) > _ANSWER_LIMIT:
         status = "too_long"
-    usage = completion.usage
     return Response(
-        status,
-        text[:_ANSWER_LIMIT],
-        choice.finish_reason,
-        completion.model,
-        {"input": usage.prompt_tokens, "output": usage.completion_tokens} if usage else None,
+        status, text[:_ANSWER_LIMIT], choice.finish_reason, completion.model, _usage(completion)
     )
 
 
+def _usage(completion: Any) -> dict[str, int] | None:
+    """Tokens as reported; None where they are not, or are no counts."""
+    found = completion.usage
+    if found is None:
+        return None
+    cached = getattr(found.prompt_tokens_details, "cached_tokens", None) or 0
+    usage = {"input": found.prompt_tokens, "output": found.completion_tokens, "cached": cached}
+    if not all(type(count) is int and count >= 0 for count in usage.values()):
+        return None
+    return usage if cached <= found.prompt_tokens else {**usage, "cached": 0}
+
+
+async def body(client: Client, request: Request, form: Format) -> dict[str, Any]:
+    """The JSON of a chat completion request, pictures as data URLs."""
+    messages = await _messages(client, request, form)
+    return {"messages": messages, **_parameters(client.endpoint, request, form)}
+
+
 def _parameters(endpoint: Endpoint, request: Request, form: Format) -> dict[str, Any]:
-    schema = {"name": request.answer.__name__, "strict": True, "schema": _schema(request)}
+    schema = {"name": request.answer.__name__, "strict": True, "schema": schema_of(request.answer)}
     formats: dict[Format, dict[str, Any]] = {
         "json_schema": {"response_format": {"type": "json_schema", "json_schema": schema}},
         "json_object": {"response_format": {"type": "json_object"}},
@@ -494,14 +537,16 @@ def _parameters(endpoint: Endpoint, request: Request, form: Format) -> dict[str,
     }
 
 
-def _schema(request: Request) -> dict[str, Any]:
-    return request.answer.model_json_schema()
+@functools.cache
+def schema_of(answer: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of an answer."""
+    return answer.model_json_schema()
 
 
 async def _messages(client: Client, request: Request, form: Format) -> list[Any]:
     system = request.instructions
     if form != "json_schema":
-        shape = json.dumps(_schema(request), ensure_ascii=False)
+        shape = json.dumps(schema_of(request.answer), ensure_ascii=False)
         system += "\n\n" + _prompts.get_template("json_only.jinja").render(schema=shape)
     parts: list[dict[str, Any]] = []
     for picture in request.pictures:
@@ -519,7 +564,7 @@ async def _data_url(client: Client, image_id: str) -> str:
     if task is None:
         task = asyncio.create_task(asyncio.to_thread(_encode, client.images, image_id))
         client.urls[image_id] = task
-        while len(client.urls) > 2 * client.endpoint.concurrency:
+        while len(client.urls) > 2 * client.server.concurrency:
             del client.urls[next(iter(client.urls))]
     return await asyncio.shield(task)
 

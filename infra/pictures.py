@@ -3,16 +3,25 @@
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
-from infra import corpus, images, pins
+from infra import corpus, images, pins, tables
+from infra.build import Build
 from infra.canonical import digest
+from infra.cluster import Crash
 from infra.corpus import Source
+from infra.errors import PairmillError
 from infra.ledger import Ledger
 from infra.store import Store
+from infra.tables import Table
 
 QUALITY = 90
+SHARD = 256  # pictures that are prepared when the first of them is wanted
+PART = 64  # of them to a worker
 
 
 class Place(NamedTuple):
@@ -21,6 +30,46 @@ class Place(NamedTuple):
     key: str
     offset: int
     length: int
+
+
+class Prepared:
+    """Pictures by image_id, resized on the pool when the first of their shard is wanted.
+
+    Images are prepared together with those that are used with them: `in_order` of use. Safe for
+    threads.
+    """
+
+    def __init__(self, build: Build, in_order: Iterable[str], objects: Table, max_pixels: int):
+        places = corpus.sources(tables.frame(build.store, objects))
+        rows = [(image, places[image]) for image in dict.fromkeys(in_order)]
+        self._build = build
+        self._work = partial(prepare, (build.corpus, build.store, max_pixels))
+        self._shards = [tuple(rows[at : at + SHARD]) for at in range(0, len(rows), SHARD)]
+        self._shard = {image: at // SHARD for at, (image, _) in enumerate(rows)}
+        self._found: dict[int, Future[dict[str, Place]]] = {}
+        self._threads = ThreadPoolExecutor(2, "pictures")
+        self._lock = threading.Lock()
+
+    def __call__(self, image_id: str) -> bytes:
+        """The JPEG of an image. Raises PairmillError where resizing it ended its worker."""
+        at = self._shard[image_id]
+        with self._lock:
+            for wanted in (at, at + 1):  # the next shard is at work while this one is used
+                if wanted < len(self._shards) and wanted not in self._found:
+                    self._found[wanted] = self._threads.submit(self._prepare, wanted)
+        place = self._found[at].result()[image_id]
+        return self._build.store.get(place.key, place.offset, place.length)
+
+    def _prepare(self, at: int) -> dict[str, Place]:
+        found: dict[str, Place] = {}
+        parts = [self._shards[at][n : n + PART] for n in range(0, len(self._shards[at]), PART)]
+        for _, result in self._build.pool.map(self._work, parts):
+            if isinstance(result, Crash):
+                raise PairmillError(
+                    f"resizing pictures ended its worker: {result.reason}; run again"
+                )
+            found |= {image: Place(*place) for image, place in result.items()}
+        return found
 
 
 def prepare(

@@ -172,10 +172,11 @@ class Responses(View):
             segments = _read(store, [key for key, *_ in names[at : at + PILE]])
             self._known(self._move(segments))
 
-    async def add(self, stored: Stored) -> Stored:
+    async def add(self, stored: Stored, at_once: bool = False) -> Stored:
         """Keep an answer; returns when it is stored, with the one that holds under its key.
 
-        Raises PairmillError where it could not be stored: then nothing may be made of it.
+        With `at_once` no others are waited for. Raises PairmillError where it could not be stored:
+        then nothing may be made of it.
         """
         stored = _storable(stored)
         if held := self.get(stored.key):
@@ -185,7 +186,7 @@ class Responses(View):
                 raise RuntimeError("an answer came after the responses were closed")
             self._waiting[stored.key] = stored, asyncio.get_running_loop().create_future()
             self._some.set()
-            if len(self._waiting) >= FLUSH_ANSWERS:
+            if at_once or len(self._waiting) >= FLUSH_ANSWERS:
                 self._enough.set()
         # Who is cancelled while waiting must not cancel it for others.
         return await asyncio.shield(self._waiting[stored.key][1])

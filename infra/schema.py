@@ -145,7 +145,15 @@ SCHEMAS: dict[str, pa.Schema] = {
         model=pa.string(),
         prompt=pa.string(),
     ),
-    "asked": _fields(pair_id=ID, query_caption_id=ID, target_caption_id=ID),
+    # Keys of the requests that were made about a pair, in order.
+    "asked": _fields(
+        pair_id=ID,
+        query=ID,
+        target=ID,
+        query_caption_id=ID,
+        target_caption_id=ID,
+        requests=pa.list_(pa.string()),
+    ),
     # What was asked of a model and paid for: of the request its digest, and what it was about.
     "responses": _fields(
         key=ID,

@@ -1,9 +1,8 @@
 """Labels: what a person who has the query would say to be shown the target, or why nothing."""
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,21 +11,23 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import corpus, instructions, mllm, pictures, tables
+from infra import instructions, mllm, tables
+from infra.asking import AskParams, Noted, ask_all
 from infra.build import Build
 from infra.canonical import digest, settings
-from infra.cluster import Crash
-from infra.errors import PairmillError
+from infra.captions import caption_id
 from infra.ledger import stage
+from infra.pictures import Prepared
 from infra.schema import SCHEMAS
 from infra.tables import Table
 
-VERSION = 2
+VERSION = 3
 PROMPTS = Path(__file__).parent / "prompts"
 CAPTION_LIMIT = 500  # characters of a caption that are shown to a model
 INSTRUCTION_LIMIT = 300  # characters
 DESCRIPTION_LIMIT = 1_000  # characters, each of three parts
 MOST_INSTRUCTIONS = 8
+BLOCK = 512  # pairs that a budget takes together
 
 Rule = Literal[
     "no_caption",
@@ -39,23 +40,21 @@ Rule = Literal[
     "too_few_distinct",
     "gives_away_target",
     "endpoint_error",
+    "over_budget",
+    "in_batch",
 ]
+PENDING = ("endpoint_error", "over_budget", "in_batch")
 
 _prompts = Environment(loader=FileSystemLoader(PROMPTS), undefined=StrictUndefined)
 
 
-class LabelParams(BaseModel):
+class LabelParams(AskParams):
     """Who writes the instructions, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     labeller: Literal["captions", "mllm"] = Field(
         "captions",
         description="`captions` writes English templates from the difference of two captions,"
         " offline; `mllm` asks a vision-language model behind an OpenAI-compatible endpoint.",
-    )
-    endpoint: mllm.Endpoint | None = Field(
-        None, description="Where the model is served; needed by the labeller `mllm`."
     )
     calls: Literal["two", "one"] = Field(
         "two",
@@ -77,6 +76,13 @@ class LabelParams(BaseModel):
     )
     seed: int | None = Field(
         0, description="Sampling seed where the server takes one; null sends none (mllm)."
+    )
+
+    publish_partial: bool = Field(
+        True,
+        description="Publish a version, marked partial, while pairs wait for their label (the"
+        " budget is spent, the endpoint failed, a batch is under way). `false`: nothing is"
+        " published until every pair has its answer; what was paid for is kept either way.",
     )
 
     @model_validator(mode="after")
@@ -103,6 +109,12 @@ class PairText(NamedTuple):
     query_caption: str | None
     target_caption: str | None
 
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What is said of a pair is about these: its images and captions, by id."""
+        texts = (self.query_caption, self.target_caption)
+        return (self.query, self.target, *(caption_id(text) for text in texts if text))
+
 
 class Label(NamedTuple):
     """The instructions of a pair and where they come from."""
@@ -124,11 +136,10 @@ class LabelDrop(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Labels and drops by pair_id, each pair in one of them, and how often a labeller was asked."""
+    """What became of a pair, and the keys of the requests that were made about it."""
 
-    labels: list[Label]
-    drops: list[LabelDrop]
-    requested: int
+    outcome: Label | LabelDrop
+    requests: tuple[str, ...] = ()
 
 
 class _Strict(BaseModel):
@@ -164,9 +175,9 @@ def meaning(params: LabelParams) -> dict[str, Any]:
     """The parameters that decide what labels say, floats as text; not the endpoint or its pace."""
     if params.labeller == "captions":
         return {"labeller": "captions"}
-    assert params.endpoint is not None
-    chosen = params.model_dump(exclude={"endpoint"})
-    return settings({**chosen, "model": params.endpoint.model, "prompt": prompt_digest(params)})
+    chosen = params.model_dump(exclude={*AskParams.model_fields, "publish_partial"})
+    asked = {"model": params.model, "attempt": params.attempt}
+    return settings({**chosen, **asked, "prompt": prompt_digest(params)})
 
 
 def prompt_digest(params: LabelParams) -> str:
@@ -185,7 +196,7 @@ def _digest_of_files(calls: str) -> str:
 
 
 class LabelTables(NamedTuple):
-    """Labels of pairs, pairs without one, and the captions with which each pair was asked about."""
+    """Labels of pairs, pairs without one, and with what each pair was asked about."""
 
     labels: Table
     drops: Table
@@ -193,9 +204,9 @@ class LabelTables(NamedTuple):
 
 
 def _is_final(found: LabelTables, build: Build) -> bool:
-    """An endpoint that failed billed nothing: such a pair is asked for again by the next run."""
+    """A pair that waits for its answer is asked about again by the next build."""
     rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return "endpoint_error" not in rules
+    return not {*PENDING}.intersection(rules)
 
 
 @stage(
@@ -221,24 +232,49 @@ def label_pairs(
     """
     every = _questions(build, pairs, eligible)
     old, new = _answered(build, every, before)
+    if params.budget.is_bounded:
+        new = by_value(new, tables.frame(build.store, pairs, ["pair_id", "ties"]))
     asked = _with_texts(build, new, captions)
     if params.labeller == "captions":
-        found = label_by_captions(asked)
-        build.progress("label_pairs", len(asked), len(asked))
+        found = [label_by_captions(pair) for pair in asked]
+        build.work["labels_requested"] += len(found)
+        build.progress("label_pairs", len(found), len(found))
     else:
-        images = _prepared(build, asked, objects, params.max_pixels)
-        progress = partial(build.progress, "label_pairs")
-        found = asyncio.run(label_by_mllm(asked, images, params, progress))
-    build.work["labels_requested"] += found.requested
-    labels, drops = _as_frames(found)
+        in_order = (image for pair in asked for image in (pair.query, pair.target))
+        images = Prepared(build, in_order, objects, params.max_pixels)
+        found = label_by_mllm(build, asked, images, params)
+    labels, drops = _as_frames([row.outcome for row in found])
+    requests = pl.Series("requests", [row.requests for row in found], pl.List(pl.String))
+    new = new.select(every.columns).with_columns(requests)
     if before is not None:
         labels = pl.concat([_of(build, before.labels, "pair_id", old), labels])
         drops = pl.concat([_of(build, before.drops, "id", old), drops])
+        new = pl.concat([_of(build, before.asked, "pair_id", old), new])
     return LabelTables(
         tables.write_frame(build.store, "labels", labels.sort("pair_id")),
         tables.write_frame(build.store, "drops", drops.sort("id")),
-        tables.write_frame(build.store, "asked", every),
+        tables.write_frame(build.store, "asked", new.sort("pair_id")),
     )
+
+
+def by_value(asked: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The order in which a budget buys labels: (pair_id, query, target, ...) rows.
+
+    The best pair of every query comes before any second one. Among these, the spaces that tie a
+    pair, and thirds of their scores, take turns; the pair's id, a hash, decides the rest. Blocks
+    of pairs are sorted by query, so that calls with the same pictures are made together.
+    """
+    tie = pl.col("ties").list.eval(pl.element().filter(pl.element().struct["in_band"])).list.first()
+    space, score = tie.struct["space"], tie.struct["score"]
+    cells = pairs.select("pair_id", space.alias("space"), score.alias("score"))
+    rows = asked.join(cells, on="pair_id", how="left", maintain_order="left").sort("pair_id")
+    best_first = pl.col("score").rank("ordinal", descending=True)
+    third = (3 * pl.col("score").rank("ordinal").over("space")) // (pl.len().over("space") + 1)
+    rows = rows.with_columns(best_first.over("query").alias("turn"), third.alias("third"))
+    cell = pl.int_range(pl.len()).over("turn", "space", "third")
+    rows = rows.with_columns(cell.alias("at")).sort("turn", "at", "pair_id")
+    block = pl.int_range(pl.len()) // BLOCK
+    return rows.with_columns(block.alias("block")).sort("block", "query", "target", "pair_id")
 
 
 def _questions(build: Build, pairs: Table, eligible: Table) -> pl.DataFrame:
@@ -248,7 +284,7 @@ def _questions(build: Build, pairs: Table, eligible: Table) -> pl.DataFrame:
     for side in ("query", "target"):
         about = captioned.rename({"image_id": side, "caption_id": f"{side}_caption_id"})
         rows = rows.join(about, on=side, how="left")
-    return rows.sort("pair_id")
+    return rows.sort("query", "target", "pair_id")
 
 
 def _with_texts(build: Build, pairs: pl.DataFrame, captions: Table) -> list[PairText]:
@@ -280,8 +316,12 @@ def _of(build: Build, table: Table, key: str, pairs: pl.DataFrame) -> pl.DataFra
     return rows.join(pairs.select(pl.col("pair_id").alias(key)), on=key, how="semi")
 
 
-def _as_frames(found: Labelled) -> tuple[pl.DataFrame, pl.DataFrame]:
-    labels = [{**row._asdict(), "instructions": list(row.instructions)} for row in found.labels]
+def _as_frames(found: Sequence[Label | LabelDrop]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    labels = [
+        {**row._asdict(), "instructions": list(row.instructions)}
+        for row in found
+        if isinstance(row, Label)
+    ]
     # What a server said of a failure may differ from call to call, and fates are hashed.
     drops = [
         {
@@ -291,98 +331,48 @@ def _as_frames(found: Labelled) -> tuple[pl.DataFrame, pl.DataFrame]:
             "rule": row.rule,
             "detail": row.detail if row.rule in ("no_caption", "captions_say_nothing") else None,
         }
-        for row in found.drops
+        for row in found
+        if isinstance(row, LabelDrop)
     ]
     rows = (("labels", labels), ("drops", drops))
     one, other = (pl.DataFrame(pa.Table.from_pylist(r, schema=SCHEMAS[n])) for n, r in rows)
     return one, other
 
 
-def _prepared(
-    build: Build, pairs: Sequence[PairText], objects: Table, max_pixels: int
-) -> Callable[[str], bytes]:
-    """Have workers resize the pictures of all pairs; returns what reads one of them."""
-    places = corpus.sources(tables.frame(build.store, objects))
-    wanted = sorted({image for pair in pairs for image in (pair.query, pair.target)})
-    rows = [(image, places[image]) for image in wanted]
-    shards = [tuple(rows[at : at + 250]) for at in range(0, len(rows), 250)]
-    work = partial(pictures.prepare, (build.corpus, build.store, max_pixels))
-    found: dict[str, pictures.Place] = {}
-    for _, result in build.pool.map(work, shards):
-        if isinstance(result, Crash):
-            raise PairmillError(f"resizing pictures ended its worker: {result.reason}; run again")
-        found |= {image: pictures.Place(*place) for image, place in result.items()}
-        build.progress("prepare pictures", len(found), len(rows))
-
-    def image(image_id: str) -> bytes:
-        place = found[image_id]
-        return build.store.get(place.key, place.offset, place.length)
-
-    return image
+def label_by_captions(pair: PairText) -> Labelled:
+    """One to three English instructions from the difference of a pair's captions."""
+    if not (pair.query_caption and pair.target_caption):
+        side = "target" if pair.query_caption else "query"
+        return Labelled(LabelDrop(pair.pair_id, "no_caption", side))
+    written = instructions.from_captions(pair.pair_id, pair.query_caption, pair.target_caption)
+    if isinstance(written, str):
+        return Labelled(LabelDrop(pair.pair_id, "captions_say_nothing", written))
+    return Labelled(Label(pair.pair_id, tuple(written), None, "captions", None, None))
 
 
-def label_by_captions(pairs: Sequence[PairText]) -> Labelled:
-    """One to three English instructions per pair from the difference of its captions."""
-    labels: list[Label] = []
-    drops: list[LabelDrop] = []
-    for pair in sorted(pairs, key=lambda pair: pair.pair_id):
-        if not (pair.query_caption and pair.target_caption):
-            side = "target" if pair.query_caption else "query"
-            drops.append(LabelDrop(pair.pair_id, "no_caption", side))
-            continue
-        written = instructions.from_captions(pair.pair_id, pair.query_caption, pair.target_caption)
-        if isinstance(written, str):
-            drops.append(LabelDrop(pair.pair_id, "captions_say_nothing", written))
-        else:
-            labels.append(Label(pair.pair_id, tuple(written), None, "captions", None, None))
-    return Labelled(labels, drops, len(pairs))
-
-
-async def label_by_mllm(
+def label_by_mllm(
+    build: Build,
     pairs: Sequence[PairText],
     images: Callable[[str], bytes],
     params: LabelParams,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Labelled:
+) -> list[Labelled]:
     """At least `params.instructions` distinct instructions per pair, written by a model.
 
-    `images` gives the JPEG of an image_id, within `params.max_pixels`; it is called in threads
-    and no sooner than its picture is sent. As many pairs as the endpoint takes calls are in
-    flight, those of a query next to each other. Raises infra.mllm.EndpointUnavailable where the
-    endpoint has never answered.
+    Pairs are begun in their order; rows come in that order. `images` gives the JPEG of an
+    image_id, within `params.max_pixels`. Raises infra.mllm.EndpointUnavailable where the endpoint
+    has never answered.
     """
-    assert params.endpoint is not None
-    results: list[Label | LabelDrop] = []
-    waiting = iter(sorted(pairs, key=lambda pair: (pair.query, pair.target, pair.pair_id)))
 
-    async def work(client: mllm.Client) -> None:
-        for pair in waiting:
-            results.append(await _label(client, pair, params))
-            on_progress(len(results), len(pairs))
+    async def work(ask: mllm.Ask, pair: PairText) -> Labelled:
+        noted = Noted(ask)
+        outcome = await _label(noted, pair, params)
+        return Labelled(outcome, tuple(noted.keys))
 
-    async with mllm.connect(params.endpoint, images) as client:
-        workers = min(params.endpoint.concurrency, len(pairs))
-        await _all_or_first_error([work(client) for _ in range(workers)])
-    return Labelled(
-        sorted(result for result in results if isinstance(result, Label)),
-        sorted(result for result in results if isinstance(result, LabelDrop)),
-        client.asked,
-    )
+    return ask_all(build, "label_pairs", pairs, work, params, images)
 
 
-async def _all_or_first_error(work: list[Any]) -> None:
-    # A TaskGroup would wrap the one line that a user should read in an ExceptionGroup.
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _label(client: mllm.Client, pair: PairText, params: LabelParams) -> Label | LabelDrop:
-    answer = await _compare_and_write(client, pair, params)
+async def _label(ask: mllm.Ask, pair: PairText, params: LabelParams) -> Label | LabelDrop:
+    answer = await _compare_and_write(ask, pair, params)
     if isinstance(answer, mllm.Flawed):
         return LabelDrop(pair.pair_id, *answer)
     kept = _kept(answer.instructions, pair.target_caption, params.instructions)
@@ -393,26 +383,25 @@ async def _label(client: mllm.Client, pair: PairText, params: LabelParams) -> La
         kept,
         _description(answer),
         "mllm",
-        client.endpoint.model,
+        params.model,
         prompt_digest(params),
     )
 
 
 async def _compare_and_write(
-    client: mllm.Client, pair: PairText, params: LabelParams
+    ask: mllm.Ask, pair: PairText, params: LabelParams
 ) -> ComparisonAndInstructions | mllm.Flawed:
     if params.calls == "one":
-        request = _about_pictures(pair, params, client.endpoint.model, ComparisonAndInstructions)
-        answer = await mllm.ask_for(client, request, ComparisonAndInstructions)
+        request = _about_pictures(pair, params, ComparisonAndInstructions)
+        answer = await mllm.ask_for(ask, request, ComparisonAndInstructions)
         return answer if isinstance(answer, mllm.Flawed) else _flaw(answer) or answer
-    request = _about_pictures(pair, params, client.endpoint.model, Comparison)
-    found = await mllm.ask_for(client, request, Comparison)
+    found = await mllm.ask_for(ask, _about_pictures(pair, params, Comparison), Comparison)
     if isinstance(found, mllm.Flawed):
         return found
     if flaw := _flaw(found):
         return flaw
-    request = _about_comparison(found, params, client.endpoint.model)
-    written = await mllm.ask_for(client, request, Instructions)
+    request = _about_comparison(found, pair, params)
+    written = await mllm.ask_for(ask, request, Instructions)
     if isinstance(written, mllm.Flawed):
         return written
     return ComparisonAndInstructions(
@@ -420,9 +409,7 @@ async def _compare_and_write(
     )
 
 
-def _about_pictures(
-    pair: PairText, params: LabelParams, model: str, answer: type[BaseModel]
-) -> mllm.Request:
+def _about_pictures(pair: PairText, params: LabelParams, answer: type[BaseModel]) -> mllm.Request:
     shown = [("source", pair.query_caption), ("target", pair.target_caption)]
     captions = [
         (name, instructions.clean(caption[: 2 * CAPTION_LIMIT])[:CAPTION_LIMIT])
@@ -435,22 +422,22 @@ def _about_pictures(
         mllm.Picture("Target image", pair.target),
     )
     text = _render("pair", captions=captions, nonce=_nonce(captions))
-    return _request(params, model, prompt, pictures, text, answer)
+    return _request(params, pair, prompt, pictures, text, answer)
 
 
-def _about_comparison(found: Comparison, params: LabelParams, model: str) -> mllm.Request:
+def _about_comparison(found: Comparison, pair: PairText, params: LabelParams) -> mllm.Request:
     parts = {
         "common": instructions.clean(found.common),
         "query": instructions.clean(found.differences.query),
         "target": instructions.clean(found.differences.target),
     }
     text = _render("comparison", nonce=_nonce(parts), **parts)
-    return _request(params, model, "instruct", (), text, Instructions)
+    return _request(params, pair, "instruct", (), text, Instructions)
 
 
 def _request(
     params: LabelParams,
-    model: str,
+    pair: PairText,
     prompt: str,
     pictures: tuple[mllm.Picture, ...],
     text: str,
@@ -462,10 +449,11 @@ def _request(
         text=text,
         answer=answer,
         resize=params.resize,
-        model=model,
+        model=params.model,
         max_tokens=params.max_tokens,
         temperature=params.temperature,
         seed=params.seed,
+        about=pair.about,
     )
 
 

@@ -1,0 +1,398 @@
+"""Asking models: every answer is stored before it is used, and none is paid for twice.
+
+An answer comes from the response store; else it is paid for, within budget and pace, by one
+process at a time, which holds the lease of the store.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from infra import budget, lease, mllm, responses
+from infra.budget import NANO, Amount, Budget, OverBudget, Spending
+from infra.build import Build
+from infra.errors import ConfigError
+from infra.mllm import CallFailed, Endpoint, EndpointUnavailable, Request, Response, Unanswered
+from infra.pace import Lane, Lanes
+from infra.responses import Stored
+
+LEASE = "responses"
+LEASE_WAIT_S = 3_600.0
+OPENINGS = 3  # calls that may fail, one after the other, before the first answer
+PAUSE_MOST_S = 30.0
+
+Item = TypeVar("Item")
+Row = TypeVar("Row")
+log = logging.getLogger(__name__)
+
+
+class AskParams(BaseModel):
+    """Which model answers, and what may be spent on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Endpoint | None = Field(
+        None, description="An OpenAI-compatible server of the model, or several."
+    )
+    budget: Budget = Field(Budget(), description="What may be spent.")
+    attempt: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Questions with a flawed answer (refused, truncated, not as asked for) are paid"
+        " for anew up to this attempt. Raising it asks those questions alone.",
+    )
+
+    @model_validator(mode="after")
+    def _prices_for_money(self) -> "AskParams":
+        if self.budget.needs_prices and (self.endpoint is None or self.endpoint.prices is None):
+            raise ValueError("a budget in money needs endpoint.prices; set them, or bound calls")
+        return self
+
+    @property
+    def model(self) -> str:
+        """The model as requests name it."""
+        assert self.endpoint is not None
+        return self.endpoint.model
+
+    @property
+    def in_flight(self) -> int:
+        """Questions that are worth having under way: some wait until their answer is stored."""
+        assert self.endpoint is not None
+        return 4 * sum(server.concurrency for server in self.endpoint.servers) + 64
+
+
+class Backend(Protocol):
+    """What brings answers: servers, a provider's batches, a model in process."""
+
+    async def send(self, request: Request) -> Response:
+        """The answer, paid for. Raises Unanswered where there is none yet."""
+        ...
+
+
+def ask_all(
+    build: Build,
+    stage: str,
+    items: Sequence[Item],
+    work: Callable[[mllm.Ask, Item], Awaitable[Row]],
+    params: AskParams,
+    images: Callable[[str], bytes],
+) -> list[Row]:
+    """`await work(ask, item)` for every item, many at once; rows in the order of items.
+
+    Items are begun in their order. `images` gives the JPEG of an image_id; it is called in
+    threads, and no sooner than its picture is sent. Raises EndpointUnavailable where no server
+    has ever answered, ConfigError for a missing key.
+    """
+    return asyncio.run(_ask_all(build, stage, items, work, params, images)) if items else []
+
+
+class Noted:
+    """Asks, and notes the keys of what it asked, in order."""
+
+    def __init__(self, ask: mllm.Ask):
+        self.attempt, self.keys, self._ask = ask.attempt, list[str](), ask
+
+    async def __call__(self, request: Request) -> Response:
+        self.keys.append(mllm.request_key(request))
+        return await self._ask(request)
+
+
+async def _ask_all(
+    build: Build,
+    stage: str,
+    items: Sequence[Item],
+    work: Callable[[mllm.Ask, Item], Awaitable[Row]],
+    params: AskParams,
+    images: Callable[[str], bytes],
+) -> list[Row]:
+    rows: dict[int, Row] = {}
+    waiting = iter(enumerate(items))
+    async with AsyncExitStack() as stack:
+        asker = Asker(build, stage, params, images, stack)
+
+        async def worker() -> None:
+            for at, item in waiting:
+                rows[at] = await work(asker, item)
+                build.progress(stage, len(rows), len(items), asker.said(len(rows), len(items)))
+
+        try:
+            workers = [worker() for _ in range(min(params.in_flight, len(items)))]
+            await _all_or_first_error(workers)
+        finally:
+            await asker.end()
+    return [rows[at] for at in range(len(items))]
+
+
+async def _all_or_first_error(work: list[Any]) -> None:
+    # A TaskGroup would wrap the one line that a user should read in an ExceptionGroup.
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Asker:
+    """Answers requests of one stage of a build. See `mllm.Ask`."""
+
+    def __init__(
+        self,
+        build: Build,
+        stage: str,
+        params: AskParams,
+        images: Callable[[str], bytes],
+        stack: AsyncExitStack,
+    ):
+        self.attempt = params.attempt
+        self._build, self._stage, self._params, self._images = build, stage, params, images
+        self._stack = stack
+        self._known: responses.View = responses.look(build.store)
+        self._paying: responses.Responses | None = None
+        self._spending: Spending | None = None
+        self._backend: Backend | None = None
+        self._opening = asyncio.Lock()
+        self._running: dict[str, asyncio.Task[Response]] = {}
+        self._began = time.monotonic()
+        self.cost = build.bill.stages.setdefault(stage, Counter())
+
+    async def __call__(self, request: Request) -> Response:
+        key = mllm.request_key(request)
+        if key not in self._running:
+            if found := (self._paying or self._known).get(key):
+                self.cost["cached"] += 1
+                return _response(found)
+            task = asyncio.create_task(self._pay(key, request))
+            self._running[key] = task
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        return await asyncio.shield(self._running[key])
+
+    async def end(self) -> None:
+        """End what is under way, and put it on the bill of the build."""
+        left = list(self._running.values())
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if self._spending:
+            bill = self._build.bill
+            bill.charged = bill.charged.plus(self._spending.spent)
+            self.cost["money"] += self._spending.spent.money
+            self.cost["lost_money"] += self._spending.lost.money
+            self.cost["lost"] += self._spending.lost.calls
+        self.cost["milliseconds"] += round(1000 * (time.monotonic() - self._began))
+
+    def said(self, done: int, total: int) -> str:
+        """Rate, what was spent, and what all items would come to at this rate."""
+        rate = done / max(0.001, time.monotonic() - self._began)
+        words = f"{rate:.1f}/s"
+        prices = self._params.endpoint.prices if self._params.endpoint else None
+        if self._spending and prices:
+            spent = self._spending.spent.money / NANO
+            words += f", {spent:.2f} {prices.currency}, {spent * total / done:.2f} for all"
+        return words
+
+    async def _pay(self, key: str, request: Request) -> Response:
+        paying, backend = await self._open()
+        if found := paying.get(key):
+            self.cost["cached"] += 1
+            return _response(found)
+        response = await backend.send(request)
+        self._count(response)
+        # With no call under way, nothing would come to fill a segment with.
+        is_last = self._spending is None or not self._spending.in_flight
+        return _response(await paying.add(self._stored(key, request, response), at_once=is_last))
+
+    async def _open(self) -> tuple[responses.Responses, Backend]:
+        """The response store to write to and the models, once something is to be paid for."""
+        async with self._opening:
+            if self._paying is None or self._backend is None:
+                bill, build = self._build.bill, self._build
+                held = lease.hold(build.store, LEASE, wait_s=LEASE_WAIT_S, on_wait=self._wait)
+                granted = await asyncio.to_thread(held.__enter__)
+                self._stack.push(held)
+                bill.began = bill.began or time.time()
+                self._spending = Spending(
+                    build.store, granted.epoch, self._params.budget, bill.charged, bill.began
+                )
+                self._stack.push_async_callback(self._spending.close)
+                store = responses.open_responses(build.store, granted)
+                self._paying = await self._stack.enter_async_context(store)
+                self._backend = await self._connect(granted, self._spending)
+        return self._paying, self._backend
+
+    def _wait(self, who: str) -> None:
+        log.info("%s: waiting for %s, which is paying for answers in this store", self._stage, who)
+
+    async def _connect(self, granted: lease.Lease, spending: Spending) -> Backend:
+        endpoint = self._params.endpoint
+        assert endpoint is not None
+        clients = []
+        for server in endpoint.servers:
+            opened = mllm.connect(endpoint, server, self._images, secret(server, self._build))
+            clients.append(await self._stack.enter_async_context(opened))
+        return Servers(endpoint, clients, spending, granted.check)
+
+    def _stored(self, key: str, request: Request, response: Response) -> Stored:
+        usage = response.usage
+        prices = self._params.endpoint.prices if self._params.endpoint else None
+        images = dict.fromkeys([*(p.image_id for p in request.pictures), *request.about])
+        return Stored(
+            key=key,
+            attempt=request.attempt,
+            status=response.status,
+            text=response.text,
+            finish_reason=response.finish_reason,
+            model=response.model,
+            input_tokens=usage["input"] if usage else None,
+            output_tokens=usage["output"] if usage else None,
+            cached_tokens=usage["cached"] if usage else None,
+            cost=budget.price(prices, usage),
+            images=tuple(images),
+            captions=request.about,
+            stage=self._stage,
+            created=int(time.time()),
+        )
+
+    def _count(self, response: Response) -> None:
+        self._build.work["labels_requested"] += 1
+        self.cost["calls"] += 1
+        if response.usage is None:
+            self.cost["unknown_usage"] += 1
+        for name, count in (response.usage or {}).items():
+            self.cost[f"{name}_tokens"] += count
+
+
+def _response(stored: Stored) -> Response:
+    usage = None
+    if stored.input_tokens is not None and stored.output_tokens is not None:
+        counts = stored.input_tokens, stored.output_tokens, stored.cached_tokens or 0
+        usage = dict(zip(("input", "output", "cached"), counts, strict=True))
+    status: Any = stored.status
+    return Response(status, stored.text, stored.finish_reason, stored.model, usage)
+
+
+def secret(server: mllm.Server, build: Build) -> str:
+    """The API key of a server; empty for one without. Raises ConfigError where it is not there."""
+    if server.api_key_block:
+        if build.secrets is None:
+            raise ConfigError(
+                f"endpoint.api_key_block: the Prefect block {server.api_key_block} can only be "
+                "read in a flow; use api_key_env here"
+            )
+        return build.secrets(server.api_key_block)
+    if server.api_key_env is None:
+        return ""
+    if found := os.environ.get(server.api_key_env, "").strip():
+        return found
+    raise ConfigError(
+        f"endpoint.api_key_env: the environment variable {server.api_key_env} is not set;"
+        " export the API key in it, or leave the setting out for a server without keys"
+    )
+
+
+class Servers:
+    """A model behind servers: one call after the other on each lane, tried again where unbilled."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        clients: Sequence[mllm.Client],
+        spending: Spending,
+        may_go_on: Callable[[], None] = lambda: None,
+    ):
+        self._endpoint, self._clients = endpoint, clients
+        self._spending, self._may_go_on = spending, may_go_on
+        lane = partial(Lane, backoff_s=endpoint.backoff_s, patience_s=endpoint.patience_s)
+        servers = [client.server for client in clients]
+        self._lanes = Lanes([lane(most=s.concurrency, weight=s.weight) for s in servers])
+        self._openings = Counter[int]()
+        self._last = ""
+
+    async def send(self, request: Request) -> Response:
+        """The answer of whichever server has room. Raises Unanswered, EndpointUnavailable."""
+        tries = 0
+        while True:
+            at = await self._lanes.turn()
+            if at is None:
+                raise Unanswered("endpoint_error", f"no server answers any more: {self._last}")
+            try:
+                return await self._call(at, request)
+            except CallFailed as failure:
+                self._last = str(failure)
+                has_answered = self._clients[at].format is not None
+                tries += failure.status != 429 or not has_answered
+                spent = not failure.transient or tries >= self._endpoint.attempts
+                if spent and not has_answered and self._gives_up(at, failure):
+                    continue
+                if spent:
+                    raise Unanswered("endpoint_error", str(failure)) from None
+            finally:
+                self._lanes.over(at)
+            await asyncio.sleep(_pause(tries, self._endpoint.backoff_s))
+
+    async def _call(self, at: int, request: Request) -> Response:
+        """One call on a lane, reserved before and settled after. Raises CallFailed, Unanswered."""
+        client, lane, loop = self._clients[at], self._lanes.lanes[at], asyncio.get_running_loop()
+        try:
+            reserved = await self._spending.reserve(most(self._endpoint, request))
+        except OverBudget:
+            raise Unanswered("over_budget", "the budget is spent") from None
+        started, sent = loop.time(), Amount()
+        try:
+            self._may_go_on()
+            sent = reserved
+            response = await mllm.send(client, request)
+        except CallFailed as failure:
+            (self._spending.lose if failure.maybe_billed else self._spending.release)(reserved)
+            if failure.status == 429 and failure.transient:
+                lane.refused(started, loop.time(), failure.retry_after)
+            else:
+                lane.failed(loop.time())
+            raise
+        except BaseException:
+            (self._spending.lose if sent else self._spending.release)(reserved)
+            raise
+        cost = budget.price(self._endpoint.prices, response.usage)
+        self._spending.settle(reserved, cost, response.usage)
+        lane.answered(started, loop.time())
+        return response
+
+    def _gives_up(self, at: int, failure: CallFailed) -> bool:
+        """Whether a server that has never answered is left aside from now on.
+
+        Raises EndpointUnavailable where it was the last one.
+        """
+        self._openings[at] += 1
+        if mllm.is_tolerable(failure) and self._openings[at] <= OPENINGS:
+            return False
+        lanes = self._lanes.lanes
+        if not lanes[at].is_dead:
+            lanes[at].is_dead = True
+            if all(lane.is_dead for lane in lanes):
+                raise EndpointUnavailable(str(failure))
+            log.warning("%s; going on with the other servers", failure)
+        return True
+
+
+def most(endpoint: Endpoint, request: Request) -> Amount:
+    """The most that one call of a request may cost, its schema in the prompt included."""
+    texts = (request.instructions, request.text, *(text for _, text in request.turns))
+    schema = 2_000 + 2 * len(str(mllm.schema_of(request.answer)))
+    size = schema + sum(len(text.encode("utf-8", "replace")) for text in texts)
+    pictures = endpoint.image_tokens * len(request.pictures)
+    return budget.bound(endpoint.prices, size, pictures, request.max_tokens)
+
+
+def _pause(tries: int, backoff_s: float) -> float:
+    return min(PAUSE_MOST_S, backoff_s * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)

@@ -1,0 +1,149 @@
+"""Pace: how many calls a server gets at once, and when it gets none.
+
+The limit on calls in flight grows while answers come and halves when the server says that it is
+too much (AIMD: Chiu and Jain 1989, with TCP's slow start). A server that answers nothing but
+failures gets one call at a time, at growing distances, and is given up after a while.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FIRST = 16  # calls in flight to begin with
+SLOWER = 2.0  # times the usual latency at its best, above which the limit does not grow
+BLEND = 1 / 32  # weight of an answer in the usual latency
+LONGEST_PROBE_S = 30.0
+
+
+@dataclass
+class Lane:
+    """The pace of one server. Times are seconds of the running loop's clock."""
+
+    most: int
+    weight: float
+    backoff_s: float
+    patience_s: float
+    limit: float = 0.0
+    in_flight: int = 0
+    grows_fast: bool = True
+    not_before: float = 0.0
+    lowered: float = -1.0
+    latency: float = 0.0
+    best_latency: float = float("inf")
+    failures: int = 0  # in a row
+    failing_since: float | None = None
+    is_dead: bool = False
+
+    def __post_init__(self) -> None:
+        self.limit = float(min(self.most, FIRST))
+
+    @property
+    def room(self) -> float:
+        """Calls that may still start; one that is failing gets one at a time."""
+        probing = self.failures > self.limit
+        return (1 if probing else int(self.limit)) - self.in_flight
+
+    def answered(self, started: float, now: float) -> None:
+        """A call brought an answer."""
+        self.failures, self.failing_since = 0, None
+        taken = now - started
+        self.latency = taken if not self.latency else self.latency + BLEND * (taken - self.latency)
+        self.best_latency = min(self.best_latency, self.latency)
+        busy = self.in_flight >= 0.8 * self.limit
+        if busy and self.latency < SLOWER * self.best_latency:
+            grown = self.limit + (1.0 if self.grows_fast else 1.0 / self.limit)
+            self.limit = min(float(self.most), grown)
+
+    def refused(self, started: float, now: float, retry_after: float | None) -> None:
+        """The server said that it is asked too much."""
+        self._failed(now)
+        if started > self.lowered:  # calls that were under way together count once
+            self.limit, self.lowered, self.grows_fast = max(1.0, self.limit / 2), now, False
+        pause = retry_after if retry_after is not None else self._pause()
+        jitter = random.uniform(0, self.backoff_s)
+        self.not_before = max(self.not_before, now + pause + jitter)
+
+    def failed(self, now: float) -> None:
+        """A call ended without an answer, and not since the server was asked too much."""
+        self._failed(now)
+        if self.failures > self.limit:
+            self.not_before = max(self.not_before, now + self._pause())
+
+    def _failed(self, now: float) -> None:
+        self.failures += 1
+        self.failing_since = now if self.failing_since is None else self.failing_since
+        if now - self.failing_since > self.patience_s:
+            self.is_dead = True
+
+    def _pause(self) -> float:
+        doubled = self.backoff_s * 2.0 ** min(10, self.failures / max(1.0, self.limit))
+        return min(LONGEST_PROBE_S, doubled) * random.uniform(0.5, 1.0)
+
+
+class Lanes:
+    """Hands out turns on several servers by their weights. Safe for one event loop."""
+
+    def __init__(self, lanes: Sequence[Lane]):
+        self.lanes = lanes
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def turn(self) -> int | None:
+        """The number of the lane on which a call may start now; None where all are dead.
+
+        Whoever gets a turn gives it back by `over`.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            alive = [at for at, lane in enumerate(self.lanes) if not lane.is_dead]
+            if not alive:
+                self._wake(len(self._waiting))
+                return None
+            free = [
+                at for at in alive if self.lanes[at].room > 0 and self.lanes[at].not_before <= now
+            ]
+            if free:
+                chosen = min(free, key=self._load)
+                self.lanes[chosen].in_flight += 1
+                return chosen
+            waiter = loop.create_future()
+            self._waiting.append(waiter)
+            self._alarm(loop, [self.lanes[at].not_before for at in alive])
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._wake(1)
+                raise
+
+    def over(self, at: int) -> None:
+        """A turn ended; so many as may start now are told."""
+        lane = self.lanes[at]
+        lane.in_flight -= 1
+        self._wake(max(1, int(lane.room)))
+
+    def _load(self, at: int) -> float:
+        return (self.lanes[at].in_flight + 1) / self.lanes[at].weight
+
+    def _alarm(self, loop: Any, times: Sequence[float]) -> None:
+        """Have everybody look again once a lane opens by time."""
+        later = [time for time in times if time > loop.time()]
+        if not later or (self._timer and self._timer.when() <= min(later)):
+            return
+        if self._timer:
+            self._timer.cancel()
+        self._timer = loop.call_at(min(later), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._wake(len(self._waiting))
+
+    def _wake(self, count: int) -> None:
+        while count > 0 and self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
