@@ -4,22 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from infra import responses
 from infra.errors import PairmillError
 from infra.responses import Stored, View
+from infra.schema import SCHEMAS
 from infra.store import Store
 from infra.text import plain
 
-# Stages that ask, with the table that holds the keys of their requests, by pair.
-TABLES = (
-    ("label_pairs", "labels"),
-    ("judge_labels", "verdicts"),
-    ("line_up", "verdicts"),
-    ("round_trip", "verdicts"),
-)
 SHORT = 12  # characters of a key
 SHOWN = 400  # characters of an answer
+_NONE = pa.schema([])
 
 
 def told(
@@ -45,6 +41,12 @@ def told(
             continue
         yield "asked", f"{plain(stored.stage, 40)}, {request}: {_in_short(stored)}"
         yield "", plain(stored.text, SHOWN) or "(no text)"
+
+
+def tables_of(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Stages of a version with tables that say what was asked about pairs."""
+    named = [(stage, name) for stage, own in manifest.get("tables", {}).items() for name in own]
+    return [(s, name) for s, name in named if "requests" in SCHEMAS.get(name, _NONE).names]
 
 
 def requests(frames: Sequence[pl.DataFrame], pair_id: str) -> list[str]:

@@ -414,8 +414,8 @@ def _pair(version: Version, fate: Row) -> Iterator[Line]:
         yield side, f"{version.name(row[side])}  {caption}"
     yield from _ties(version, row)
     yield from _label(version, fate)
-    answered = (version.table(stage, name) for stage, name in asked.TABLES)
-    yield from asked.told(version.store, [rows for rows in answered if rows is not None], row)
+    noted = (version.table(*place) for place in asked.tables_of(version.manifest))
+    yield from asked.told(version.store, [frame for frame in noted if frame is not None], row)
     yield from _negatives(version, row)
 
 

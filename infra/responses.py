@@ -94,16 +94,25 @@ class DamagedSegment(PairmillError):
 class View:
     """All answers of a store as they were when it was opened. For one thread at a time.
 
-    It holds 24 bytes for each answer of the table, and a few decoded shards.
+    It holds 24 bytes for each answer of the table, and a few decoded shards. What an older view,
+    `before`, knows is not read again; that one must not be used any more.
     """
 
-    def __init__(self, store: Store, grown: Grown, recent: Iterable[Stored] = ()):
+    def __init__(
+        self,
+        store: Store,
+        grown: Grown,
+        recent: Iterable[Stored] = (),
+        before: "View | None" = None,
+    ):
         self.store, self.grown = store, grown
-        self._bodies = _Bodies(store)
-        self._runs: list[_Run] = []
+        self._bodies, self._runs = _Bodies(store), list[_Run]()
+        shards = grown.table.shards
+        if before and shards[: len(before._bodies.shards)] == tuple(before._bodies.shards):
+            self._bodies, self._runs = before._bodies, list(before._runs)
+        new = shards[len(self._bodies.shards) :]
         with ThreadPoolExecutor(READERS) as threads:
-            keys = list(threads.map(lambda shard: _keys(store, shard), grown.table.shards))
-        self._index(grown.table.shards, keys)
+            self._index(new, list(threads.map(lambda shard: _keys(store, shard), new)))
         self._recent: dict[str, Stored] = {}
         for stored in recent:
             if stored.key not in self:
@@ -112,7 +121,8 @@ class View:
     def __contains__(self, key: str) -> bool:
         return key in self._recent or self._place(key) is not None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self._recent) + sum(len(run.high) for run in self._runs)
 
     def get(self, key: str, attempt: int = 0) -> Stored | None:
@@ -129,13 +139,13 @@ class View:
         return stored
 
     def about(self, images: Iterable[str]) -> Iterator[Stored]:
-        """Answers that are about exactly these images. Reads one column of the whole table."""
+        """Answers that are about all these images. Reads one column of the whole table."""
         wanted = set(images)
         for number, shard in enumerate(self._bodies.shards):
             found = growing.columns(self.store, KIND, shard, ("images",))["images"].to_pylist()
-            for row in (at for at, ids in enumerate(found) if set(ids) == wanted):
+            for row in (at for at, ids in enumerate(found) if wanted <= {*ids}):
                 yield self._bodies.row(number, row)
-        yield from (stored for stored in self._recent.values() if set(stored.images) == wanted)
+        yield from (stored for stored in self._recent.values() if wanted <= {*stored.images})
 
     def _place(self, key: str) -> tuple[int, int] | None:
         """Numbers of the shard and of the row in it that hold a key."""
@@ -157,8 +167,8 @@ class View:
 class Responses(View):
     """The answers of a store, open for more, in the process that holds the lease."""
 
-    def __init__(self, store: Store, lease: Lease):
-        super().__init__(store, _table(store))
+    def __init__(self, store: Store, lease: Lease, before: View | None = None):
+        super().__init__(store, _table(store), before=before)
         self.lease = lease
         self._segments: list[Segment] = []
         self._waiting: dict[str, tuple[Stored, asyncio.Future[Stored]]] = {}
@@ -296,13 +306,16 @@ class _Moved(NamedTuple):
 
 
 @asynccontextmanager
-async def open_responses(store: Store, lease: Lease) -> AsyncIterator[Responses]:
+async def open_responses(
+    store: Store, lease: Lease, before: View | None = None
+) -> AsyncIterator[Responses]:
     """The answers of a store, open for more, while a lease of the name LEASE is held.
 
-    What waits to be stored when the block ends, in whatever way, is stored. Raises PairmillError
-    for a damaged segment that an earlier process left.
+    What a view of them from `before` knows is not read again; it must be used no more. What waits
+    to be stored when the block ends, in whatever way, is stored. Raises PairmillError for a damaged
+    segment that an earlier process left.
     """
-    responses = await asyncio.to_thread(Responses, store, lease)
+    responses = await asyncio.to_thread(Responses, store, lease, before)
     flushing = asyncio.create_task(responses._keep_flushing())
     try:
         yield responses

@@ -3,9 +3,10 @@
 import polars as pl
 import pytest
 
-from flows.asked import requests, told
+from flows.asked import requests, tables_of, told
 from infra import responses
 from infra.folder import FolderStore
+from infra.schema import SCHEMAS
 from tests.answers import answer, kept, key, segment
 
 PAIR = {"pair_id": "p", "query": "i1", "target": "i2"}
@@ -61,3 +62,15 @@ def test_a_damaged_store_is_told_in_a_line(store):
     store.put(segment(store, 1, 1, answer("a")), b"")
     ((label, text),) = told(store, [], PAIR)
     assert label == "answers" and "can't be read" in text
+
+
+def test_tables_with_requests_are_known_by_their_columns():
+    shards = {"name": "x", "shards": []}
+    named = {
+        "label_pairs": {"labels": shards, "asked": shards},
+        "mine_pairs": {"pairs": shards},
+        "of_a_newer_pairmill": {"unknown": shards},
+    }
+    known = [("label_pairs", "asked")] if "requests" in SCHEMAS["asked"].names else []
+    assert tables_of({"tables": named}) == known
+    assert tables_of({}) == []

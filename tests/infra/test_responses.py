@@ -11,6 +11,7 @@ from infra.folder import FolderStore
 from infra.responses import SEGMENTS, DamagedSegment, look, open_responses
 from infra.store import StoreError
 from tests.answers import answer, kept, key, segment
+from tests.stores import READS, NotingStore
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_an_answer_is_found_by_whoever_asks_again(store):
     one, two = answer("a"), answer("b", "no", captions=("c",))
     assert kept(store, one, two) == [one, two]
     view = look(store)
-    assert (view.get(one.key, 0), view.get(two.key, 0), len(view)) == (one, two, 2)
+    assert (view.get(one.key, 0), view.get(two.key, 0), view.count) == (one, two, 2)
     assert one.key in view and key("c") not in view and view.get(key("c")) is None
     assert segments(store) == [] and len(shards(store)) == 1
 
@@ -70,7 +71,7 @@ def test_sixty_four_answers_make_a_segment_at_once(store, monkeypatch):
         assert (await last) == answer("late")  # the end of the block waits for nobody
 
     asyncio.run(add())
-    assert len(look(store)) == 65
+    assert look(store).count == 65
 
 
 def test_of_two_answers_the_first_holds(store):
@@ -79,7 +80,7 @@ def test_of_two_answers_the_first_holds(store):
     segment(store, 1, 9, first)
     assert look(store).get(key("a")) == first
     assert kept(store, second) == [first]
-    assert look(store).get(key("a")) == first and len(look(store)) == 1
+    assert look(store).get(key("a")) == first and look(store).count == 1
 
 
 def test_two_that_ask_the_same_at_once_share_an_answer(store):
@@ -95,9 +96,9 @@ def test_two_that_ask_the_same_at_once_share_an_answer(store):
 def test_what_a_dead_process_left_is_moved_into_the_table_in_its_order(store):
     for number in range(1, 6):
         segment(store, 3, number, answer(2 * number), answer(2 * number + 1))
-    assert len(look(store)) == 10
+    assert look(store).count == 10
     kept(store)
-    assert segments(store) == [] and len(look(store)) == 10
+    assert segments(store) == [] and look(store).count == 10
     (shard,) = shards(store)
     rows = tables.read(store, tables.Table("responses", (shard,)))
     assert rows["key"].to_pylist() == [key(number) for number in range(2, 12)]
@@ -106,9 +107,9 @@ def test_what_a_dead_process_left_is_moved_into_the_table_in_its_order(store):
 def test_a_crash_between_the_record_and_the_segments_leaves_doubles_that_do_no_harm(store):
     kept(store, answer("a"), answer("b"))
     segment(store, 1, 1, answer("a"), answer("b"))
-    assert look(store).get(key("a")) == answer("a") and len(look(store)) == 2
+    assert look(store).get(key("a")) == answer("a") and look(store).count == 2
     kept(store, answer("c"))
-    assert segments(store) == [] and len(look(store)) == 3
+    assert segments(store) == [] and look(store).count == 3
     assert sum(shard.rows for shard in shards(store)) == 3
 
 
@@ -162,7 +163,7 @@ def test_an_answer_that_can_not_be_stored_is_no_answer(store):
                 return [str(one) for one in found]
 
     assert asyncio.run(add()) == ["the disk is full: free space"] * 3
-    assert len(look(store)) == 0
+    assert look(store).count == 0
 
 
 def test_who_lost_the_lease_stores_nothing(store):
@@ -224,7 +225,7 @@ def test_a_damaged_segment_is_told_and_its_other_answers_can_be_saved(store, har
     count, found = responses.damaged(store)
     assert count == 1 and list(found) == [name] and found[name].endswith("can't be read")
     left = responses.salvage(store, name)
-    assert left == {"flip": 2, "cut": 1, "empty": 0}[harm] == len(look(store))
+    assert left == {"flip": 2, "cut": 1, "empty": 0}[harm] == look(store).count
     assert responses.damaged(store) == (left > 0, {})
 
 
@@ -235,6 +236,25 @@ def test_a_segment_of_a_newer_pairmill_is_left_alone(store):
     store.put(name, json.dumps(json.loads(head) | {"format": 2}).encode() + b"\n" + line)
     with pytest.raises(PairmillError, match="has format 2, this Pairmill reads 1"):
         look(store)
+
+
+def test_what_a_view_knows_is_not_read_again(tmp_path):
+    store = NotingStore(str(tmp_path / "store"))
+    kept(store, answer("a"))
+    kept(store, answer("b"))
+    before = look(store)
+    assert [before.get(key(name)) for name in "ab"] == [answer("a"), answer("b")]
+    kept(store, answer("c"))
+
+    async def ask(before):
+        READS.clear()
+        with lease.hold(store, responses.LEASE) as held:
+            async with open_responses(store, held, before) as opened:
+                assert [opened.get(key(name)) for name in "abc"] == [answer(n) for n in "abc"]
+        return len({name for name in READS if name.startswith("data/")})
+
+    assert asyncio.run(ask(before)) == 1
+    assert asyncio.run(ask(None)) == 3
 
 
 def test_answers_about_two_images_are_found_by_them(store):
