@@ -1,0 +1,81 @@
+"""The judge: a model that gives a second opinion, asked about a fair draw of pairs."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from infra import mllm
+from infra.asking import AskParams
+from infra.canonical import settings
+from infra.mllm import Pending, Picture, Request
+
+PENDING = get_args(Pending)  # rules of questions that are asked again by the next build
+
+
+class JudgeModel(BaseModel):
+    """Which model judges, and how it is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: mllm.Endpoint | None = Field(
+        None, description="Where the judge is served; null: the labeller judges its own work."
+    )
+    max_pixels: int = Field(401_408, ge=784, description="Pixels per picture sent to the judge.")
+    max_tokens: int = Field(1_024, ge=64, description="Tokens an answer of the judge may have.")
+    temperature: float | None = Field(
+        0.0, ge=0, le=2, description="Sampling temperature; null leaves it to the server."
+    )
+    seed: int | None = Field(
+        0, description="Sampling seed where the server takes one; null sends none."
+    )
+
+
+class Judge(BaseModel):
+    """The judge of a stage: how it is asked, and what may be spent on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: JudgeModel
+    asking: AskParams
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What decides its answers, besides prompts: never where it is served, or at what pace."""
+        chosen = self.model.model_dump(exclude={"endpoint"})
+        attempt = self.asking.attempt
+        return settings({**chosen, "name": self.asking.model, "attempt": attempt})
+
+    def request(
+        self,
+        instructions: str,
+        pictures: Sequence[Picture],
+        text: str,
+        answer: type[BaseModel],
+        about: Sequence[str],
+    ) -> Request:
+        """A question to it. `about` are ids of captions that the text comes from."""
+        return Request(
+            instructions=instructions,
+            pictures=tuple(pictures),
+            text=text,
+            answer=answer,
+            resize=f"at most {self.model.max_pixels} px, JPEG",
+            model=self.asking.model,
+            max_tokens=self.model.max_tokens,
+            temperature=self.model.temperature,
+            seed=self.model.seed,
+            about=tuple(about),
+        )
+
+
+def drawn(what: str, name: str, share: float) -> bool:
+    """Whether a name is in the draw of a share of all: by its hash, whoever else there is."""
+    return int(hashlib.sha256(f"{what} {name}".encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def answer_model(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
+    """The model of an answer with just these fields, so that none is missing and none too many."""
+    kinds: Any = {field: (kind, ...) for field, kind in fields.items()}
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **kinds)
