@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import budget, lease, mllm, responses
-from infra.budget import NANO, Amount, Budget, OverBudget, Spending
+from infra.batches import Batches, Line, discounted, line_of
+from infra.budget import NANO, Amount, Budget, OverBudget, Prices, Spending
 from infra.build import Build
 from infra.errors import ConfigError
 from infra.mllm import CallFailed, Endpoint, EndpointUnavailable, Request, Response, Unanswered
@@ -68,6 +69,8 @@ class AskParams(BaseModel):
     def in_flight(self) -> int:
         """Questions that are worth having under way: some wait until their answer is stored."""
         assert self.endpoint is not None
+        if self.endpoint.batch:
+            return self.endpoint.batch.most
         return 4 * sum(server.concurrency for server in self.endpoint.servers) + 64
 
 
@@ -211,7 +214,9 @@ class Asker:
         self._count(response)
         # With no call under way, nothing would come to fill a segment with.
         is_last = self._spending is None or not self._spending.in_flight
-        return _response(await paying.add(self._stored(key, request, response), at_once=is_last))
+        prices = self._params.endpoint.prices if self._params.endpoint else None
+        stored = self._stored(line_of(key, request, self._stage), response, prices)
+        return _response(await paying.add(stored, at_once=is_last))
 
     async def _open(self) -> tuple[responses.Responses, Backend]:
         """The response store to write to and the models, once something is to be paid for."""
@@ -241,15 +246,34 @@ class Asker:
         for server in endpoint.servers:
             opened = mllm.connect(endpoint, server, self._images, secret(server, self._build))
             clients.append(await self._stack.enter_async_context(opened))
-        return Servers(endpoint, clients, spending, granted.check)
+        if endpoint.batch is None:
+            return Servers(endpoint, clients, spending, granted.check)
+        batches = Batches(
+            clients[0],
+            self._build.store,
+            endpoint.batch,
+            keep=self._keep,
+            single=Servers(endpoint, clients[:1], spending, granted.check),
+            spending=spending,
+            most=partial(most, discounted(endpoint)),
+            stage=self._stage,
+            may_go_on=granted.check,
+        )
+        self._stack.push_async_callback(batches.close)
+        await batches.pick_up()
+        return batches
 
-    def _stored(self, key: str, request: Request, response: Response) -> Stored:
+    async def _keep(self, line: Line, response: Response) -> None:
+        """Store an answer that came in a batch, whether or not anybody waits for it."""
+        assert self._paying and self._params.endpoint
+        prices = discounted(self._params.endpoint).prices
+        await self._paying.add(self._stored(line, response, prices))
+
+    def _stored(self, line: Line, response: Response, prices: Prices | None) -> Stored:
         usage = response.usage
-        prices = self._params.endpoint.prices if self._params.endpoint else None
-        images = dict.fromkeys([*(p.image_id for p in request.pictures), *request.about])
         return Stored(
-            key=key,
-            attempt=request.attempt,
+            key=line.key,
+            attempt=line.attempt,
             status=response.status,
             text=response.text,
             finish_reason=response.finish_reason,
@@ -258,9 +282,9 @@ class Asker:
             output_tokens=usage["output"] if usage else None,
             cached_tokens=usage["cached"] if usage else None,
             cost=budget.price(prices, usage),
-            images=tuple(images),
-            captions=request.about,
-            stage=self._stage,
+            images=tuple(dict.fromkeys((*line.images, *line.about))),
+            captions=line.about,
+            stage=line.stage,
             created=int(time.time()),
         )
 

@@ -96,6 +96,34 @@ class Server(BaseModel):
         return urlsplit(self.url).netloc
 
 
+class BatchParams(BaseModel):
+    """The provider's batch API: cheaper, and slow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    most: int = Field(10_000, ge=1, le=50_000, description="Requests in a batch.")
+    megabytes: int = Field(100, ge=1, le=200, description="Size of a batch, pictures included.")
+    collect_s: float = Field(
+        5.0, gt=0, description="A batch is sent when nothing was added to it for so many seconds."
+    )
+    poll_s: float = Field(60.0, gt=0, description="Seconds between two looks at a batch.")
+    wait_s: float = Field(
+        86_400.0,
+        gt=0,
+        description="Seconds that a build waits for a batch. What is not answered by then stays"
+        " pending, and a later build takes the answers.",
+    )
+    settle_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds after which a batch that was asked for, and that the provider does"
+        " not list, counts as never made.",
+    )
+    tries: int = Field(
+        2, ge=1, le=10, description="Batches of one build that a request is put into at most."
+    )
+
+
 class Endpoint(Server):
     """A model behind one or several OpenAI-compatible servers, and how patiently it is asked."""
 
@@ -118,6 +146,11 @@ class Endpoint(Server):
     )
     token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="Name under which the server takes the limit on answer tokens."
+    )
+    batch: BatchParams | None = Field(
+        None,
+        description="Ask by the provider's batch API, cheaper and answered within a day; `{}` takes"
+        " the defaults.",
     )
     prices: Prices | None = Field(
         None, description="What the provider charges; needed by a budget in money."
@@ -399,13 +432,27 @@ async def _send(client: Client, request: Request, form: Format) -> Response:
     from openai.types.chat import ChatCompletion
 
     asked = await body(client, request, form)
+    completion = None
+    try:
+        with failures(client):
+            async with asyncio.timeout(client.endpoint.timeout_s):
+                # As `chat.completions.create`, which walks through the whole body once more.
+                completion = await client.openai.post(
+                    "/chat/completions", body=asked, cast_to=ChatCompletion
+                )
+    except (ValueError, openai.APIError):
+        pass
+    return read_completion(client.server.host, completion)
+
+
+@contextlib.contextmanager
+def failures(client: Client) -> Iterator[None]:
+    """Has what goes wrong with a request to the server raised as CallFailed."""
+    import openai
+
     host = client.server.host
     try:
-        async with asyncio.timeout(client.endpoint.timeout_s):
-            # As `chat.completions.create`, which walks through the whole body once more.
-            completion = await client.openai.post(
-                "/chat/completions", body=asked, cast_to=ChatCompletion
-            )
+        yield
     except (openai.APITimeoutError, TimeoutError):
         raise CallFailed(
             f"{host} did not answer in {client.endpoint.timeout_s:g} s;"
@@ -417,15 +464,12 @@ async def _send(client: Client, request: Request, form: Format) -> Response:
         raise _connection_failure(client, error) from None
     except openai.APIStatusError as error:
         raise _status_failure(client, error) from None
-    except (ValueError, openai.APIError):
-        completion = None
-    return read_completion(host, completion)
 
 
 def _connection_failure(client: Client, error: Any) -> CallFailed:
     cause = error.__cause__ or error
     return CallFailed(
-        f"no connection to {client.server.host} ({_told(client, str(cause))});"
+        f"no connection to {client.server.host} ({told(client, str(cause))});"
         " start the server or check endpoint.url",
         transient=True,
         # By name, since the package picks its HTTP library by what is installed.
@@ -445,7 +489,7 @@ def _status_failure(client: Client, error: Any) -> CallFailed:
     transient = (status in _TRANSIENT or (status >= 500 and status != 501)) and not spent
     remedy = _REMEDIES.get(status, "see the server's log")
     return CallFailed(
-        f"{host} answered {status}: {_told(client, error.message)}; {remedy}",
+        f"{host} answered {status}: {told(client, error.message)}; {remedy}",
         status=status,
         transient=transient and (wait or 0) <= _LONGEST_PAUSE_S,
         retry_after=wait,
@@ -466,7 +510,7 @@ def _retry_after(headers: Any) -> float | None:
     return max(0.0, (then - datetime.now(UTC)).total_seconds())
 
 
-def _told(client: Client, message: str) -> str:
+def told(client: Client, message: str) -> str:
     """What a server says, on one line, without the key it may repeat."""
     return _excerpt(message.replace(client.secret, "***") if client.secret else message)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -38,7 +39,8 @@ class Batches:
     """Files, and batches that are done after `polls` looks at them, by the plans in `script`.
 
     `answer` gives the reply to the body of a line. `faults` are taken one by one: route -> what
-    happens instead of an answer: a status, "cut" before the work or "lost" after it.
+    happens instead of an answer: a status, "cut" before the work or "lost" after it. `plans` holds
+    what becomes of each batch.
     """
 
     def __init__(self, answer: Callable[[Any], Reply], polls: int = 1):
@@ -49,7 +51,7 @@ class Batches:
         self.files: dict[str, tuple[str, bytes]] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks: dict[str, int] = {}
-        self._plans: dict[str, str] = {}
+        self.plans: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
     def handle(self, method: str, path: str, query: dict[str, str], body: bytes) -> Reply:
@@ -107,10 +109,11 @@ class Batches:
 
     def _create(self, asked: dict[str, Any]) -> Line:
         batch_id = f"batch_{next(self._numbers)}"
-        self._plans[batch_id] = self.script.pop(0) if self.script else "good"
+        self.plans[batch_id] = self.script.pop(0) if self.script else "good"
         self.looks[batch_id] = 0
         self.batches[batch_id] = {
-            **{"id": batch_id, "object": "batch", "status": "validating", "created_at": 1},
+            **{"id": batch_id, "object": "batch", "status": "validating"},
+            **{"created_at": int(time.time())},
             **{"completion_window": "24h", "metadata": {}, **asked},
             **{"output_file_id": None, "error_file_id": None, "errors": None},
         }
@@ -121,7 +124,7 @@ class Batches:
         batch = self.batches[batch_id]
         if batch["status"] in ("validating", "in_progress"):
             batch["status"] = "in_progress"
-            if self.looks[batch_id] > self.polls and self._plans[batch_id] != "never":
+            if self.looks[batch_id] > self.polls and self.plans[batch_id] != "never":
                 self._finish(batch)
         return batch
 
@@ -130,7 +133,7 @@ class Batches:
         return self.batches[batch_id]
 
     def _finish(self, batch: dict[str, Any]) -> None:
-        plan = PLANS[self._plans[batch["id"]]]
+        plan = PLANS[self.plans[batch["id"]]]
         asked = [json.loads(line) for line in self.files[batch["input_file_id"]][1].splitlines()]
         lines = range(len(asked))
         wanted = [*plan.output(lines)]
