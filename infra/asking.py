@@ -231,7 +231,7 @@ class Asker:
                     build.store, granted.epoch, self._params.budget, bill.charged, bill.began
                 )
                 self._stack.push_async_callback(self._spending.close)
-                store = responses.open_responses(build.store, granted)
+                store = responses.open_responses(build.store, granted, self._known)
                 self._paying = await self._stack.enter_async_context(store)
                 self._backend = await self._connect(granted, self._spending)
         return self._paying, self._backend

@@ -3,8 +3,9 @@
     leases/<name>.json    who has it, or nobody; and an epoch, a number that rises with every holder
 
 A lease that was not renewed for its life is over, by the store's own clock; that of a process that
-has ended is over at once, where this can be seen: on the same machine. The object is never deleted,
-so that an epoch never comes twice.
+has ended is over at once, where this can be seen: on the same machine. The object stays at the end,
+for its epoch; where somebody has deleted or damaged it, epochs go on from the store's time in
+seconds, which so many holders have never reached. So an epoch never comes twice.
 """
 
 import platform
@@ -147,7 +148,8 @@ def _take(
     while True:
         before, found = signs.now(), _read(store, name)
         if _is_free(store, found):
-            lease = Lease(store, name, life, found.epoch + 1, before)
+            epoch = found.epoch + 1 if found.epoch else int(pins.clock(store))
+            lease = Lease(store, name, life, epoch, before)
             with suppress(Conflict):
                 lease._put(found.etag)
                 return lease

@@ -35,28 +35,28 @@ def test_each_holder_has_an_epoch_of_its_own(store):
             epochs.append(found.epoch)
             assert held(store)["holder"] == found.holder
         assert "holder" not in held(store)
-    assert epochs == [1, 2, 3]
+    assert epochs == [epochs[0] + more for more in range(3)]
 
 
 def test_leases_of_other_names_are_others(store):
     with lease.hold(store, "answers") as one, lease.hold(store, "else") as other:
-        assert one.epoch == other.epoch == 1
+        assert {one.name, other.name} == {"answers", "else"}
 
 
 def test_a_second_one_is_told_who_has_it_and_waits(store):
-    got, told = threading.Event(), []
+    got, told, epochs = threading.Event(), [], []
 
     def wait():
         with lease.hold(store, "answers", on_wait=told.append) as second:
-            assert second.epoch == 2
+            epochs.append(second.epoch)
             got.set()
 
-    with lease.hold(store, "answers"):
+    with lease.hold(store, "answers") as first:
         thread = threading.Thread(target=wait)
         thread.start()
         assert not got.wait(0.7)
     thread.join(10)
-    assert got.is_set()
+    assert got.is_set() and epochs == [first.epoch + 1]
     assert len(told) == 1 and told[0].startswith(f"process {held_process()} on ")
 
 
@@ -94,9 +94,9 @@ def test_the_lease_of_a_killed_process_is_free_at_once(store):
         "    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", program, store.uri], check=False, timeout=60)
-    assert held(store)["holder"]
+    dead = held(store)
     with lease.hold(store, "answers", wait_s=0) as found:
-        assert found.epoch == 2
+        assert found.epoch == dead["epoch"] + 1
 
 
 def test_who_was_overtaken_learns_it_and_leaves_the_other_alone(store):
@@ -122,13 +122,16 @@ def test_a_lease_that_nobody_took_is_good_again_after_an_outage(store, monkeypat
         found.check()
 
 
-def test_an_epoch_never_comes_twice_but_where_the_object_is_lost(store):
-    store.put(KEY, b"{")
-    with pytest.raises(PairmillError), lease.hold(store, "answers", wait_s=0):
+@pytest.mark.parametrize("harm", [FolderStore.delete, lambda store, key: store.put(key, b"{")])
+def test_an_epoch_never_comes_twice_even_where_the_object_is_lost(store, harm, monkeypatch):
+    with lease.hold(store, "answers") as first:
         pass
-    store.delete(KEY)
-    with lease.hold(store, "answers", wait_s=0) as found:
-        assert found.epoch == 1
+    harm(store, KEY)
+    monkeypatch.setattr(lease, "LIFE", 0.0)  # how long a damaged one is waited for
+    clock = pins.clock(store)
+    monkeypatch.setattr(pins, "clock", lambda store: clock + 1)
+    with lease.hold(store, "answers", wait_s=0) as second:
+        assert second.epoch > first.epoch
 
 
 CONTENDER = """
@@ -151,18 +154,33 @@ def test_of_processes_that_contend_never_two_have_it(store, tmp_path):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert sorted(int(epoch) for out in said for epoch in out.split()) == [*range(1, 25)]
+    epochs = sorted(int(epoch) for out in said for epoch in out.split())
+    assert epochs == [*range(epochs[0], epochs[0] + 24)]
 
 
 def test_in_a_bucket_it_is_as_in_a_folder(moto_endpoint):
     create_bucket(moto_endpoint, "leases")
     where = Location(uri="s3://leases/store", endpoint=moto_endpoint, region="us-east-1")
     store = S3Store(where, "leases", "store/")
-    with lease.hold(store, "answers", life=30.0) as found:
-        found.renew()
-        found.check()
+    with lease.hold(store, "answers", life=30.0) as first:
+        first.renew()
+        first.check()
         with pytest.raises(PairmillError), lease.hold(store, "answers", wait_s=0):
             pass
     with lease.hold(store, "answers", wait_s=0) as found:
-        assert found.epoch == 2
-    assert pins.clock(store) > 0
+        assert found.epoch == first.epoch + 1
+
+
+def test_where_conditions_do_not_hold_a_holder_is_waited_for_too(shared_rclone_endpoint):
+    where = Location(uri="s3://corpus/l", endpoint=shared_rclone_endpoint, region="us-east-1")
+    store = S3Store(where, "corpus", "l/")
+    with lease.hold(store, "answers") as first:
+        with (
+            pytest.raises(PairmillError, match="in use by"),
+            lease.hold(store, "answers", wait_s=0),
+        ):
+            pass
+        store.put(KEY, json.dumps(held(store) | {"holder": "another"}).encode())
+        first.renew()
+        with pytest.raises(PairmillError, match="another build may have it"):
+            first.check()

@@ -52,9 +52,10 @@ def test_add_returns_when_the_answer_is_stored(store):
                 assert opened.get(key("a")) is None
                 await adding
                 assert opened.get(key("a")) == look(store).get(key("a")) == answer("a")
-                return segments(store)
+                return segments(store), held.epoch
 
-    assert asyncio.run(add()) == [f"{SEGMENTS}00000001-00000001.jsonl"]
+    names, epoch = asyncio.run(add())
+    assert names == [f"{SEGMENTS}{epoch:08d}-00000001.jsonl"]
 
 
 def test_sixty_four_answers_make_a_segment_at_once(store, monkeypatch):
