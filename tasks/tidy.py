@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import garbage, growing, pins, responses, retention, tables, tombstones, traces
+from infra import batches, garbage, growing, pins, responses, retention, tables, tombstones, traces
 from infra.build import Build
 from infra.canonical import canonical
 from infra.errors import PairmillError
@@ -129,6 +129,7 @@ def remove_forgotten(store: Store, gone: Tombstones, own: str | None = None) -> 
             return None
         with responses.settled(store):
             _clean_growing(store, gone)
+            batches.forget(store, lambda text: gone.found(text) is not None)
         used = garbage.keeper(store, 1 << 30, gone.digest)
 
         def is_kept(path: str, body: bytes) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from flows.absent import Remains, verify_absent
 from flows.verify_store import Damaged, verify_store
 from infra import garbage, lease, pins, responses, tables, tombstones
+from infra.batches import Intent, Line, unfinished
 from infra.captions import caption_id
 from infra.errors import PairmillError
 from infra.folder import FolderStore
@@ -153,3 +154,14 @@ def test_answers_are_left_alone_while_a_build_is_at_work(store):
     with pins.hold(store):
         assert remove_forgotten(store, gone) is None
     assert store.get(dead) and told(store)
+
+
+def test_a_batch_under_way_forgets_too_and_waits_for_the_others(store):
+    _, gone = filled(store)
+    lines = [Line(key(str(n)), 0, (of, EVE), (), "test") for n, of in enumerate((ALICE, BOB))]
+    intent = Intent(id="b" * 32, url="http://localhost/v1", created=1, lines=tuple(lines))
+    store.put(intent.place, intent.model_dump_json().encode())
+    assert any(line.startswith(intent.place) for line in told(store))
+    assert remove_forgotten(store, gone) is not None
+    assert told(store) == []
+    assert [left.lines for left in unfinished(store)] == [(lines[1],)]
