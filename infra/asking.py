@@ -66,12 +66,17 @@ class AskParams(BaseModel):
         return self.endpoint.model
 
     @property
-    def in_flight(self) -> int:
-        """Questions that are worth having under way: some wait until their answer is stored."""
+    def concurrency(self) -> int:
+        """Calls in flight, at most."""
         assert self.endpoint is not None
-        if self.endpoint.batch:
+        return sum(server.concurrency for server in self.endpoint.servers)
+
+    @property
+    def in_flight(self) -> int:
+        """Items that are worth having under way: some wait until their answer is stored."""
+        if self.endpoint and self.endpoint.batch:
             return self.endpoint.batch.most
-        return 4 * sum(server.concurrency for server in self.endpoint.servers) + 64
+        return 4 * self.concurrency + 64
 
 
 class Backend(Protocol):
@@ -89,14 +94,15 @@ def ask_all(
     work: Callable[[mllm.Ask, Item], Awaitable[Row]],
     params: AskParams,
     images: Callable[[str], bytes],
+    calls: int = 1,
 ) -> list[Row]:
     """`await work(ask, item)` for every item, many at once; rows in the order of items.
 
-    Items are begun in their order. `images` gives the JPEG of an image_id; it is called in
-    threads, and no sooner than its picture is sent. Raises EndpointUnavailable where no server
-    has ever answered, ConfigError for a missing key.
+    Items are begun in their order; within a budget, while it covers `calls` for each. `images`
+    gives the JPEG of an image_id; it is called in threads, and no sooner than its picture is sent.
+    Raises EndpointUnavailable where no server has ever answered, ConfigError for a missing key.
     """
-    return asyncio.run(_ask_all(build, stage, items, work, params, images)) if items else []
+    return asyncio.run(_ask_all(build, stage, items, work, params, images, calls)) if items else []
 
 
 class Noted:
@@ -117,15 +123,21 @@ async def _ask_all(
     work: Callable[[mllm.Ask, Item], Awaitable[Row]],
     params: AskParams,
     images: Callable[[str], bytes],
+    calls: int,
 ) -> list[Row]:
     rows: dict[int, Row] = {}
     waiting = iter(enumerate(items))
     async with AsyncExitStack() as stack:
         asker = Asker(build, stage, params, images, stack)
+        admission = Admission(partial(asker.may_begin, calls))
 
         async def worker() -> None:
-            for at, item in waiting:
-                rows[at] = await work(asker, item)
+            while True:
+                async with admission:
+                    at, item = next(waiting, (len(items), None))
+                    if item is None:
+                        return
+                    rows[at] = await work(asker, item)
                 build.progress(stage, len(rows), len(items), asker.said(len(rows), len(items)))
 
         try:
@@ -145,6 +157,24 @@ async def _all_or_first_error(work: list[Any]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Admission:
+    """Lets items begin while `may_begin(items under way)`, so that those begun can be finished."""
+
+    def __init__(self, may_begin: Callable[[int], bool]):
+        self._may_begin, self._open, self._changed = may_begin, 0, asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._may_begin(self._open))
+            self._open += 1
+            self._changed.notify()
+
+    async def __aexit__(self, *_: object) -> None:
+        async with self._changed:
+            self._open -= 1
+            self._changed.notify()
 
 
 class Asker:
@@ -194,6 +224,14 @@ class Asker:
             self.cost["lost_money"] += self._spending.lost.money
             self.cost["lost"] += self._spending.lost.calls
         self.cost["milliseconds"] += round(1000 * (time.monotonic() - self._began))
+
+    def may_begin(self, calls: int, under_way: int) -> bool:
+        """Whether another item of so many calls should begin beside those under way."""
+        if not self._params.budget.is_bounded or not under_way:
+            return True
+        if self._spending is None or not self._spending.settled.calls:
+            return under_way < self._params.concurrency
+        return self._spending.affords >= calls * (under_way + 1)
 
     def said(self, done: int, total: int) -> str:
         """Rate, what was spent, and what all items would come to at this rate."""

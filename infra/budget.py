@@ -157,6 +157,26 @@ class Spending:
         """Calls that are reserved and not over."""
         return self._reserved.calls
 
+    @property
+    def affords(self) -> float:
+        """Calls that what is left would pay for, at what calls cost so far; those in flight count
+        as spent. Infinite without bounds, 0 before the first answer.
+        """
+        calls = self.settled.calls
+        if not calls:
+            return 0.0
+        mean = [part / calls for part in self.settled]
+        build = self._before.plus(self.spent)
+        month = self._elsewhere.plus(self._in_month)
+        rooms = [(self._budget, build), (self._budget.month, month)]
+        left = [
+            (bound - used) / each if each else math.inf
+            for limits, amount in rooms
+            for bound, used, each in zip(_bounds(limits), amount, mean, strict=True)
+            if bound is not None
+        ]
+        return min(left, default=math.inf) - self.in_flight
+
     async def reserve(self, wanted: Amount) -> Amount:
         """Set aside what a call may cost; returns what was. Raises OverBudget.
 
@@ -273,9 +293,13 @@ def charged(store: Store, month: str, apart_from: int | None = None) -> Amount:
 
 
 def _within(amount: Amount, limits: Limits) -> bool:
-    money = None if limits.money is None else limits.money * NANO
-    bounds = (money, limits.tokens, limits.calls)
+    bounds = _bounds(limits)
     return all(b is None or part <= b for part, b in zip(amount, bounds, strict=True))
+
+
+def _bounds(limits: Limits) -> tuple[int | None, int | None, int | None]:
+    money = None if limits.money is None else int(limits.money * NANO)
+    return money, limits.tokens, limits.calls
 
 
 def _month(now: float) -> str:

@@ -301,9 +301,9 @@ def _answered(
     """Pairs that have their answer from an earlier build, and the others."""
     if before is None:
         return every.clear(), every
-    failed = tables.frame(build.store, before.drops).filter(pl.col("rule") == "endpoint_error")
+    pending = tables.frame(build.store, before.drops).filter(pl.col("rule").is_in(PENDING))
     asked = tables.frame(build.store, before.asked).join(
-        failed.select(pl.col("id").alias("pair_id")), on="pair_id", how="anti"
+        pending.select(pl.col("id").alias("pair_id")), on="pair_id", how="anti"
     )
     same = ["pair_id", "query_caption_id", "target_caption_id"]
     old = every.join(asked, on=same, how="semi", nulls_equal=True)
@@ -368,7 +368,8 @@ def label_by_mllm(
         outcome = await _label(noted, pair, params)
         return Labelled(outcome, tuple(noted.keys))
 
-    return ask_all(build, "label_pairs", pairs, work, params, images)
+    calls = 2 if params.calls == "two" else 1
+    return ask_all(build, "label_pairs", pairs, work, params, images, calls)
 
 
 async def _label(ask: mllm.Ask, pair: PairText, params: LabelParams) -> Label | LabelDrop:

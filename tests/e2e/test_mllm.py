@@ -1,5 +1,6 @@
 """The whole build with an MLLM behind real HTTP writing the instructions."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -45,3 +46,31 @@ def test_a_dead_endpoint_ends_the_build_in_one_line(few, build):
     with pytest.raises(PairmillError) as caught:
         build(few, labels=gone, pairs={"targets": 1})
     assert "\n" not in str(caught.value)
+
+
+def test_a_budget_makes_a_partial_version_and_later_builds_go_on(few, build):
+    with MllmServer() as server:
+
+        def night(**more):
+            return build(few, labels=labels(server, **more), pairs={"targets": 1})
+
+        def limited(calls, **more):
+            return build(
+                few,
+                labels={**labels(server), "budget": {"calls": calls}, **more},
+                pairs={"targets": 1},
+            )
+
+        first = limited(40)
+        assert first["waiting"] == {"over_budget": first["pairs"] - first["records"]}
+        assert server.counts["good"] == 40 and first["records"] == 20
+        manifest = json.loads(Path(first["manifest"]).read_text())
+        assert manifest["partial"] == first["waiting"]
+        assert manifest["cost"]["label_pairs"]["calls"] == 40
+        second = limited(31, publish_partial=False)
+        assert server.counts["good"] == 71
+        assert (second["version"], second["fresh"], second["records"]) == (1, False, None)
+        third = night()
+        assert third["waiting"] == {} and third["records"] == third["pairs"]
+    assert set(server.paid.values()) == {1}
+    assert server.counts["good"] == 2 * third["pairs"]
