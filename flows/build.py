@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from prefect import flow
 
+from flows.checks import Checked, checked, trusted
 from flows.config import BuildConfig, open_build
 from flows.progress import reporter
 from flows.step import completed, link, step
@@ -47,6 +48,7 @@ class Across(NamedTuple):
     find_neighbours: Searched
     mine_pairs: Mined
     label_pairs: LabelTables
+    checks: Checked
     make_records: Records
     fold_fates: Fates
 
@@ -89,7 +91,8 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
     listed, seen = known(run, config, step)
     found = across(run, config, listed, seen, step)
     keep = (config.publish.keep_versions, config.publish.keep_days)
-    pending = waiting(run, found._asdict())
+    ran = {"snapshot": listed, "describe": seen, **found._asdict(), **found.checks.ran}
+    pending = waiting(run, ran)
     if pending and not config.labels.publish_partial and not run.planning:
         tidied = step(tidy)(run, config.dataset, seen.objects, False, keep, config.tidy)
         return {**unpublished(run, config.dataset, pending), "tidied": tidied._asdict()}
@@ -111,7 +114,7 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
         found.mine_pairs.bands,
         pairs=found.mine_pairs.pairs,
     )
-    measure = partial(measured, run, {"snapshot": listed, "describe": seen, **found._asdict()})
+    measure = partial(measured, run, ran)
     about = {"config": config.published()}
     check_forgotten(run)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)
@@ -144,17 +147,22 @@ def across(
     mined = step(mine_pairs)(
         run, fitting.eligible, *near, *spaced, mining_params(config.pairs, config.spaces)
     )
+    judge = trusted(run, config, seen.objects, step)
     labelled = step(label_pairs)(
         run, mined.pairs, fitting.eligible, captions, seen.objects, config.labels
     )
-    pairs, labels = mined.pairs, labelled.labels
-    records = step(make_records)(
-        run, pairs, labels, fitting.eligible, captions, images, survivors, config.split
+    sure = checked(
+        run, config, mined, labelled.labels, fitting.eligible, seen.objects, (vectors, texts), step
     )
-    dropping = (listed, seen, unique, fitting, mined, labelled)
+    records = step(make_records)(
+        run, sure.pairs, sure.labels, fitting.eligible, captions, images, survivors,
+        sure.positives, config.split,
+    )  # fmt: skip
+    dropping = (listed, seen, unique, fitting, mined, labelled, *sure.ran.values())
     drops = {type(stage).__name__: stage.drops for stage in dropping}
-    fates = step(fold_fates)(run, seen.objects, images, pairs, labels, drops)
-    return Across(matched, unique, scored, fitting, near, mined, labelled, records, fates)
+    fates = step(fold_fates)(run, seen.objects, images, mined.pairs, sure.labels, drops)
+    sure = sure._replace(ran={**judge, **sure.ran})
+    return Across(matched, unique, scored, fitting, near, mined, labelled, sure, records, fates)
 
 
 def _neighbours(

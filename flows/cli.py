@@ -18,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+gold_app = typer.Typer(help="Verdicts of people on labels, and the judge against them.")
+app.add_typer(gold_app, name="gold", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="YAML config of the build.", metavar="CONFIG")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key: a.b=value. May be repeated.")
@@ -322,6 +324,43 @@ def gc(
         print(f"{found.garbage} objects ({found.bytes} bytes) of garbage, {found.deleted} deleted")
         if found.waits:
             print(f"the rest waits: {found.waits}")
+    except PairmillError as error:
+        _fail(error)
+
+
+@gold_app.command("serve")
+def gold_serve(
+    config: Config,
+    changes: Changes = None,
+    count: Annotated[int, typer.Option(min=1, help="Pairs to judge, drawn over spaces.")] = 60,
+    who: Annotated[str, typer.Option(help="Your name in the gold set.")] = "",
+    port: Annotated[int, typer.Option(help="Port on loopback; 0: any free one.")] = 0,
+) -> None:
+    """Open a page on this machine to judge labelled pairs of the latest version by keyboard."""
+    import getpass
+
+    from flows import gold
+    from flows.config import load_config
+
+    try:
+        desk = gold.open_desk(load_config(config, changes or []), count, who or getpass.getuser())
+        page = gold.served(desk, port)
+    except PairmillError as error:
+        _fail(error)
+    print(f"open {page.address}")
+    print(f"verdicts go to {desk.path}; end with Ctrl-C", flush=True)
+    page.run()
+
+
+@gold_app.command("agree")
+def gold_agree(config: Config, changes: Changes = None) -> None:
+    """Ask the judge about the gold set and say how well it agrees with people."""
+    from flows import gold
+    from flows.config import load_config
+
+    try:
+        parsed = load_config(config, changes or [])
+        gold.show(gold.agree(parsed), parsed, _wide())
     except PairmillError as error:
         _fail(error)
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infra import pins
+from infra.asking import AskParams
 from infra.build import Build, Progress, silent
 from infra.cluster import ClusterParams, open_pool
 from infra.errors import ConfigError
@@ -20,10 +21,13 @@ from tasks.deduplicate import DedupParams
 from tasks.describe import DescribeParams
 from tasks.filter_captions import ClipScoreParams
 from tasks.find_neighbours import NeighbourParams, Space
+from tasks.judge_labels import JudgeParams
 from tasks.label_pairs import LabelParams
+from tasks.line_up import LineUpParams
 from tasks.make_records import SplitParams
 from tasks.mine_pairs import PairParams
 from tasks.publish import PublishParams
+from tasks.round_trip import RoundTripParams
 from tasks.snapshot import CorpusParams
 from tasks.tidy import TidyParams
 
@@ -38,6 +42,34 @@ class StoreParams(Location):
         description="Nobody else writes to this store: needed where the server does not keep "
         "conditional writes.",
     )
+
+
+class GoldParams(BaseModel):
+    """What people say of labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = Field(
+        None,
+        description="The gold set, a JSONL file that `pairmill gold serve` writes; the judge is"
+        " calibrated on it.",
+    )
+
+
+class ChecksParams(BaseModel):
+    """Checks of labels and hard negatives; each is off unless it is asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judge: JudgeParams = JudgeParams()
+    line_up: LineUpParams = LineUpParams()
+    round_trip: RoundTripParams = RoundTripParams()
+    gold: GoldParams = GoldParams()
+
+    @property
+    def asks(self) -> bool:
+        """Whether any check asks the judge."""
+        return self.judge.share > 0 or self.line_up.share > 0
 
 
 class BuildConfig(BaseModel):
@@ -63,6 +95,7 @@ class BuildConfig(BaseModel):
     neighbours: NeighbourParams = NeighbourParams()
     pairs: PairParams = PairParams()
     labels: LabelParams = LabelParams()
+    checks: ChecksParams = ChecksParams()
     split: SplitParams = SplitParams()
     publish: PublishParams = PublishParams()
     tidy: TidyParams = TidyParams()
@@ -73,10 +106,37 @@ class BuildConfig(BaseModel):
         uses["clip_score.model"] = self.clip_score.model
         if self.dedup.near == "cosine":
             uses["dedup.model"] = self.dedup.model
+        if self.checks.round_trip.model:
+            uses["checks.round_trip.model"] = self.checks.round_trip.model
         for key, model in uses.items():
             if model not in self.models:
                 raise ValueError(f"{key} is {model!r}, which is not among models: {[*self.models]}")
         return self
+
+    @model_validator(mode="after")
+    def _judge_exists(self) -> "BuildConfig":
+        if self.checks.asks:
+            self.judge_asking()
+        if self.checks.judge.least_agreement and self.checks.asks and not self.checks.gold.path:
+            raise ValueError(
+                "checks.judge.least_agreement needs a gold set: name its file in checks.gold.path"
+            )
+        return self
+
+    def judge_asking(self) -> AskParams:
+        """How the judge is asked: where it is served, or else as the labeller is.
+
+        Raises ValueError where there is neither.
+        """
+        asking = {name: getattr(self.labels, name) for name in AskParams.model_fields}
+        if self.checks.judge.endpoint:
+            asking["endpoint"] = self.checks.judge.endpoint
+        elif self.labels.labeller != "mllm":
+            raise ValueError(
+                "the judge needs a model: set checks.judge.endpoint.url and .model, or use"
+                " labels.labeller: mllm"
+            )
+        return AskParams(**asking)
 
     def published(self) -> dict[str, Any]:
         """What a version says of its config: an allow-list, without places, hosts or key names."""
@@ -96,6 +156,10 @@ class BuildConfig(BaseModel):
         shown["labels"] = {k: v for k, v in data["labels"].items() if k not in ours}
         if self.labels.endpoint:
             shown["labels"]["model"] = self.labels.endpoint.model
+        shown["checks"] = {k: data["checks"][k] for k in ("judge", "line_up", "round_trip")}
+        shown["checks"]["judge"].pop("endpoint")
+        if self.checks.asks:
+            shown["checks"]["judge"]["model"] = self.judge_asking().model
         shown["corpus"] = {k: data["corpus"][k] for k in ("licence", "max_caption_chars")}
         shown["publish"] = {"images": self.publish.images}
         return shown
@@ -184,8 +248,10 @@ def _apply(data: dict[str, Any], change: str) -> None:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    """Make the paths of a config file absolute: corpus, store, model folders and weights."""
+    """Make the paths of a config file absolute: corpus, store, gold set, models and weights."""
     places = [(data.get("corpus"), "uri"), (data.get("store"), "uri")]
+    checks = data.get("checks")
+    places += [(checks.get("gold"), "path")] if isinstance(checks, dict) else []
     models = data.get("models")
     for model in models.values() if isinstance(models, dict) else ():
         places += [(model, "name"), (model, "weights")]
@@ -195,7 +261,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         value = section.get(key)
         if not isinstance(value, str) or value.startswith(("/", "~")) or ":" in value:
             continue
-        if key == "uri" or value.startswith(".") or (folder / value).exists():
+        if key in ("uri", "path") or value.startswith(".") or (folder / value).exists():
             section[key] = str((folder / value).resolve())
 
 

@@ -16,15 +16,23 @@ from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.table import Table as RichTable
 
+from flows.checks import calibrated
+from flows.config import BuildConfig, open_build
 from infra import corpus, gold, pictures, versions
+from infra.agreement import Share
+from infra.build import Progress, silent
 from infra.canonical import digest
 from infra.corpus import Source
-from infra.errors import PairmillError
+from infra.errors import ConfigError, PairmillError
 from infra.gold import Reason, Scale, Verdict
 from infra.images import Unreadable
-from infra.store import NotFound, Store
+from infra.store import Location, NotFound, Store, open_store
+from infra.tables import Table
 from infra.text import plain
+from tasks.judge_labels import Agreement
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = {
@@ -96,6 +104,13 @@ def sample(labels: pl.DataFrame, pairs: pl.DataFrame, count: int) -> list[Item]:
         for turn, (_, item) in enumerate(sorted(items))
     ]
     return [item for _, _, item in sorted(placed)[:count]]
+
+
+def gold_path(config: BuildConfig) -> Path:
+    """The gold file of a config. Raises ConfigError where it names none."""
+    if not config.checks.gold.path:
+        raise ConfigError("name the file of the gold set: checks.gold.path, such as gold.jsonl")
+    return Path(config.checks.gold.path)
 
 
 def labelled(store: Store, dataset: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -171,6 +186,64 @@ class Desk:
         if hashlib.sha256(data).hexdigest() != image_id:
             raise NotFound(f"the file of {image_id} has other bytes now")
         return pictures.shrink(data, MOST_PIXELS)
+
+
+def open_desk(config: BuildConfig, count: int, who: str) -> Desk:
+    """What of the latest version is to be judged. Raises PairmillError where there is nothing."""
+    path = gold_path(config)
+    gold.read(path)
+    store = open_store(Location(**config.store.model_dump(exclude={"single_writer"})))
+    bucket = open_store(Location(**{f: getattr(config.corpus, f) for f in Location.model_fields}))
+    labels, pairs, objects = labelled(store, config.dataset)
+    return Desk(sample(labels, pairs, count), path, who, bucket, corpus.sources(objects))
+
+
+def agree(config: BuildConfig, progress: Progress = silent) -> Agreement:
+    """Ask the judge about the gold set, where it was not asked before, and compare.
+
+    Raises PairmillError where there is no gold set or no version of the dataset.
+    """
+    settled = gold.settled(gold.read(gold_path(config)))
+    if not settled.verdicts:
+        raise PairmillError("the gold set is empty; label some pairs with pairmill gold serve")
+    loose = config.checks.judge.model_copy(update={"least_agreement": None})
+    config = config.model_copy(update={"checks": config.checks.model_copy(update={"judge": loose})})
+    with open_build(config, progress) as build:
+        manifest = versions.find_version(build.store, config.dataset, "latest")
+        described = manifest["tables"]["describe"]["objects"]
+        return calibrated(build, config, Table.from_json(described), lambda stage: stage)[1]
+
+
+def show(found: Agreement, config: BuildConfig, console: Console) -> None:
+    """The agreement of judge and people, for people."""
+    chosen = config.checks.judge
+    for what in ("scale", "decision"):
+        share = found.on(what)
+        gate = ""
+        if chosen.least_agreement and chosen.agree_on == what:
+            passes = "passes" if share.low >= chosen.least_agreement else "does not pass"
+            gate = f"; {passes} the gate at {chosen.least_agreement:g}"
+        console.print(f"agreement on the {what}: {_told(share)}{gate}", highlight=False)
+    kappa = "not defined" if found.kappa is None else f"{found.kappa:.3f}"
+    console.print(f"Cohen's kappa on the scale: {kappa}", highlight=False)
+    verdicts = (*gold.SCALE, "no verdict")
+    table = RichTable("people \\ judge", *verdicts, box=None, pad_edge=False)
+    for people in gold.SCALE:
+        table.add_row(people, *(str(found.confusion[people, judge]) for judge in verdicts))
+    console.print(table)
+    for reason, share in found.reasons.items():
+        name = "without a reason" if reason == "none" else reason.replace("_", " ")
+        console.print(f"  {name}: {_told(share)}", highlight=False)
+    for count, words in (
+        (found.waiting, "wait for an answer of the judge"),
+        (found.gone, "are left out: their pictures are not in the latest version"),
+    ):
+        if count:
+            console.print(f"{count} items {words}", highlight=False)
+
+
+def _told(share: Share) -> str:
+    return f"{share.part} of {share.of}, {share.value:.3f} ({share.low:.3f} to {share.high:.3f})"
 
 
 class Guard:

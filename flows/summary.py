@@ -43,7 +43,12 @@ NAMED = {
     "filter_captions": ("eligible", "facts"),
     "mine_pairs": ("pairs", "bands"),
     "label_pairs": ("labels", "drops", "asked"),
+    "calibrate_judge": ("verdicts",),
+    "judge_labels": ("verdicts", "facts"),
+    "line_up": ("line_ups", "facts"),
+    "round_trip": ("preferences", "facts"),
 }
+CHECKS = ("judge_labels", "line_up", "round_trip")
 PENDING = {
     "over_budget": "the budget",
     "endpoint_error": "an endpoint that answers",
@@ -83,7 +88,14 @@ def measured(build: Build, ran: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
         "cost": costs(build),
         "partial": waiting(build, ran),
+        "checks": _checks(build, ran),
     }
+
+
+def _checks(build: Build, ran: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """What the checks counted, by stage."""
+    counted = {s: tables.read(build.store, ran[s].facts).to_pylist() for s in CHECKS if s in ran}
+    return {s: {fact["name"]: fact["value"] for fact in facts} for s, facts in counted.items()}
 
 
 def costs(build: Build) -> dict[str, dict[str, int]]:
@@ -114,6 +126,7 @@ def _named(ran: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[
     return {
         stage: {name: as_json(getattr(ran[stage], name)) for name in names}
         for stage, names in wanted.items()
+        if stage in ran
     }
 
 
@@ -188,7 +201,8 @@ def tell_refused(refused: Refused) -> None:
     text = f"Nothing was published. Quality gates that this build does not pass:\n\n{reasons}\n"
     with suppress(httpx.HTTPError):
         create_markdown_artifact(text, "refused-reasons", "why nothing was published")
-    link("refused", refused.report)
+    if refused.report:
+        link("refused", refused.report)
 
 
 def outcome(result: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ ELIGIBLE = ("paired", "unpaired")
 # Columns of a record that change together, by what a reader calls them.
 PARTS = {
     "label": ("instructions", "description", "labeller", "model"),
-    "negatives": ("negatives",),
+    "negatives": ("negatives", "positives"),
     "ranks": ("ties",),
     "caption": ("query_caption", "target_caption"),
     "source": ("query_key", "query_member", "target_key", "target_member"),

@@ -356,6 +356,7 @@ class Agreement(NamedTuple):
     scale: Share
     decision: Share
     kappa: float | None
+    reasons: dict[str, Share]  # by the reason of people: how often the judge gave their verdict
     waiting: int  # items without an answer yet
     gone: int  # items whose pictures have left the corpus
 
@@ -370,12 +371,13 @@ def agreement_of(gold: pl.DataFrame, verdicts: pl.DataFrame, params: Judging) ->
     counted.
     """
     asked = [_asks(pair, (text,)) for pair, text in gold.select("pair_id", "instruction").rows()]
-    people = gold.select("verdict", pl.Series("asked", asked, pl.String))
-    by_judge = verdicts.select("asked", pl.col("verdict").alias("judge"), "reason")
+    people = gold.select("verdict", why="reason", asked=pl.Series(asked, dtype=pl.String))
+    by_judge = verdicts.select("asked", "reason", judge="verdict")
     rows = people.join(by_judge, on="asked")
     waits = pl.col("judge").is_null() & pl.col("reason").is_in(PENDING)
-    said = rows.filter(~waits).select("verdict", pl.col("judge").fill_null("no verdict"))
-    found = agreement.confusion((str(one), str(other)) for one, other in said.iter_rows())
+    said = rows.filter(~waits).select("verdict", pl.col("judge").fill_null("no verdict"), "why")
+    found = agreement.confusion((str(one), str(other)) for one, other, _ in said.iter_rows())
+    same = said.group_by("why").agg((pl.col("verdict") == pl.col("judge")).sum(), n=pl.len())
 
     decisions = Counter[tuple[str, str]]()
     for (one, other), count in found.items():
@@ -385,6 +387,7 @@ def agreement_of(gold: pl.DataFrame, verdicts: pl.DataFrame, params: Judging) ->
         agreement.agreed(found),
         agreement.agreed(decisions),
         agreement.kappa(found),
+        {why: agreement.share(part, of) for why, part, of in same.sort("why").iter_rows()},
         rows.filter(waits).height,
         people.height - rows.height,
     )

@@ -44,7 +44,7 @@ class Records(NamedTuple):
 
 
 @stage(
-    version=3,
+    version=4,
     reads={
         "pairs": ("pair_id", "ties", "negatives"),
         "labels": ("pair_id", "instructions", "description", "labeller", "model"),
@@ -52,6 +52,7 @@ class Records(NamedTuple):
         "captions": ("caption_id",),
         "images": ("image_id", "key", "member", "licence"),
         "survivors": ("image_id", "survivor_id"),
+        "positives": ("pair_id", "image_id"),
     },
 )
 def make_records(
@@ -62,14 +63,21 @@ def make_records(
     captions: Table,
     images: Table,
     survivors: Table,
+    positives: Table,
     params: SplitParams,
 ) -> Records:
-    """Join what a record says. The licence of a pair is the stricter one of its two images."""
+    """Join what a record says. The licence of a pair is the stricter one of its two images.
+
+    `positives` are further images that the instructions of a pair lead to.
+    """
 
     def frame(table: Table) -> pl.DataFrame:
         return tables.frame(build.store, table)
 
     rows = frame(pairs).join(frame(labels), on="pair_id", how="inner")
+    further = frame(positives).sort("pair_id", "image_id").group_by("pair_id").agg("image_id")
+    rows = rows.join(further.rename({"image_id": "positives"}), on="pair_id", how="left")
+    rows = rows.with_columns(pl.col("positives").fill_null([]))
     texts = frame(eligible).join(frame(captions), on="caption_id", how="left")
     about = frame(images).join(texts.select("image_id", "text"), on="image_id", how="left")
     about = about.select("image_id", "key", "member", "licence", pl.col("text").alias("caption"))
@@ -77,7 +85,9 @@ def make_records(
         sided = about.rename({c: f"{side}_{c}" for c in about.columns if c != "image_id"})
         rows = rows.join(sided.rename({"image_id": side}), on=side, how="left")
     survivor = dict(frame(survivors).select("image_id", "survivor_id").iter_rows())
-    split = splits(zip(rows["query"], rows["target"], strict=True), survivor, params.validation)
+    more = rows.select("query", "positives").explode("positives").drop_nulls()
+    edges = [*rows.select("query", "target").iter_rows(), *more.iter_rows()]
+    split = splits(edges, survivor, params.validation)
     licences = [
         stricter(a, b) for a, b in rows.select("query_licence", "target_licence").iter_rows()
     ]
@@ -90,7 +100,8 @@ def make_records(
 
 def _write(build: Build, rows: pl.DataFrame) -> Table:
     ordered = [
-        "pair_id", "query", "target", "instructions", "description", "negatives", "ties",
+        "pair_id", "query", "target", "instructions", "description", "positives", "negatives",
+        "ties",
         "query_caption", "target_caption", "query_key", "query_member", "target_key",
         "target_member", "query_licence", "target_licence", "licence", "labeller", "model", "split",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -326,7 +327,8 @@ def _parquet(frame: pl.DataFrame) -> bytes:
 
 def _pictures(build: Build, rows: pl.DataFrame, contents: Contents) -> pl.DataFrame:
     """What is known of each image that a record names."""
-    named = [*rows["query"], *rows["target"], *rows["negatives"].explode()] if len(rows) else []
+    lists = [rows[name].explode() for name in ("positives", "negatives")] if len(rows) else []
+    named = [*rows["query"], *rows["target"], *chain(*lists)] if len(rows) else []
     wanted = pl.DataFrame({"image_id": sorted({i for i in named if i})}, {"image_id": pl.String})
     texts = tables.frame(build.store, contents.eligible).join(
         tables.frame(build.store, contents.captions), on="caption_id", how="left"
@@ -351,6 +353,7 @@ def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
             "q_text": row["instructions"],
             "t_img": row["target"],
             "hns": row["negatives"],
+            "positives": row["positives"],
             "pair_id": row["pair_id"],
             "ties": row["ties"],
             "captions": [row["query_caption"], row["target_caption"]],

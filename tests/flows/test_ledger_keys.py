@@ -27,7 +27,8 @@ GROUND = {
 }  # fmt: skip
 STAGES = (
     "align_captions", "deduplicate", "score_captions", "filter_captions", "find_neighbours",
-    "mine_pairs", "label_pairs", "make_records", "fold_fates",
+    "mine_pairs", "label_pairs", "judge_labels", "line_up", "round_trip",
+    "make_records", "fold_fates",
 )  # fmt: skip
 WORDS = ("red", "blue", "green", "boat", "house", "tree")
 

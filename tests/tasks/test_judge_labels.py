@@ -249,13 +249,14 @@ GOLD = [
     ("a1", "good one", "fits"), ("a2", "good two", "fits"), ("a3", "bad one", "wrong"),
     ("a4", "half one", "fits"), ("a5", "bad two", "partly"), ("a6", "half two", "partly"),
 ]  # fmt: skip
+WHY = {"a3": "wrong_target", "a5": "wrong_target", "a6": "vague"}
 
 
 def gold_table(corpus, items=GOLD):
     ids = corpus.ids
     return put(
         corpus.build, "gold", "pair_id query target instruction verdict reason",
-        [(pair, ids[0], ids[1], text, said, "none") for pair, text, said in items],
+        [(pair, ids[0], ids[1], text, said, WHY.get(pair, "none")) for pair, text, said in items],
     )  # fmt: skip
 
 
@@ -282,6 +283,9 @@ def test_agreement_with_people_is_counted_item_by_item(corpus):
         assert found.scale[:2] == (4, 6)
         assert found.decision[:2] == (5, 6)  # what fits partly is kept, as is what fits
         assert found.kappa == pytest.approx((4 / 6 - 13 / 36) / (1 - 13 / 36), abs=0.05)
+        assert {why: share[:2] for why, share in found.reasons.items()} == {
+            "none": (2, 3), "wrong_target": (1, 2), "vague": (1, 1),
+        }  # fmt: skip
         strict = calibrated(corpus, server.url, partly="drop")
         assert strict.decision[:2] == (5, 6)
         assert server.calls == 6
@@ -331,7 +335,7 @@ def agreement(same: int, of: int):
     people = [("fits", "fits")] * same + [("fits", "wrong")] * (of - same)
     gold = pl.DataFrame(
         {"pair_id": [str(n) for n in range(of)], "instruction": ["x"] * of,
-         "verdict": [one for one, _ in people]}
+         "verdict": [one for one, _ in people], "reason": ["none"] * of}
     )  # fmt: skip
     params = judging("http://localhost/v1")
     from tasks.judge_labels import _asks

@@ -21,7 +21,7 @@ IMAGES = [
 ]
 
 
-def records_of(build, pairs, labels, survivors=(), eligible=None):
+def records_of(build, pairs, labels, survivors=(), eligible=None, positives=()):
     """Pairs are (pair_id, query, target); labels are (pair_id, instruction)."""
     eligible = eligible or [("ash", "c1"), ("oak", "c2"), ("elm", None), ("fir", None)]
     made = make_records(
@@ -46,9 +46,17 @@ def records_of(build, pairs, labels, survivors=(), eligible=None):
         put(
             build, "survivors", "image_id survivor_id", survivors or [(i[0], i[0]) for i in IMAGES]
         ),
+        put(build, "positives", "pair_id image_id", positives),
         SplitParams(validation=0),
     )
     return made.records
+
+
+def test_further_positives_are_part_of_a_record(build):
+    pairs, labels = [("p1", "ash", "oak"), ("p2", "oak", "elm")], [("p1", "a"), ("p2", "b")]
+    more = [("p1", "fir"), ("p1", "elm"), ("p9", "ash")]
+    found = rows(build, records_of(build, pairs, labels, positives=more))
+    assert [row["positives"] for row in found] == [["elm", "fir"], []]
 
 
 def test_a_record_joins_what_is_known_of_both_images(build):
@@ -60,6 +68,7 @@ def test_a_record_joins_what_is_known_of_both_images(build):
             "target": "oak",
             "instructions": ["with lobed leaves"],
             "description": None,
+            "positives": [],
             "negatives": ["ash", "fir"],
             "ties": [TIE],
             "query_caption": "an ash",

@@ -27,7 +27,7 @@ TEXT = pa.string()
 RECORD = pa.schema(
     {
         **{"pair_id": TEXT, "query": TEXT, "target": TEXT, "instructions": pa.list_(TEXT)},
-        **{"description": TEXT, "negatives": pa.list_(TEXT)},
+        **{"description": TEXT, "positives": pa.list_(TEXT), "negatives": pa.list_(TEXT)},
         "ties": pa.list_(
             pa.struct(
                 {"space": TEXT, "score": pa.int32(), "rank": pa.int32(), "in_band": pa.bool_()}
@@ -71,6 +71,7 @@ def record(pair_id, query, target, split):
         "target": IDS[target],
         "instructions": [f"make it {target}", "другое"],
         "description": None,
+        "positives": [],
         "negatives": [IDS[query]],
         "ties": [TIE],
         "query_caption": CAPTIONS.get(query),
@@ -258,6 +259,7 @@ def test_megapairs_lines(build):
         "q_text": ["make it oak", "другое"],
         "t_img": IDS["oak"],
         "hns": [IDS["ash"]],
+        "positives": [],
         "pair_id": "p1",
         "ties": [TIE],
         "captions": ["серый ясень", "a <b>green</b> oak\n```"],

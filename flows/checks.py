@@ -1,0 +1,137 @@
+"""The checks of labels and hard negatives, in their order; what is off costs nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.config import BuildConfig
+from infra import gold, tables
+from infra.build import Build
+from infra.errors import ConfigError
+from infra.judging import Judge, JudgeModel
+from infra.tables import Table
+from tasks.judge_labels import (
+    Agreement,
+    Calibrated,
+    Judging,
+    agreement_of,
+    calibrate_judge,
+    check_gold,
+    check_judge,
+    judge_labels,
+)
+from tasks.line_up import LiningUp, line_up
+from tasks.round_trip import RoundTripping, round_trip
+
+
+class Checked(NamedTuple):
+    """Pairs, further positives and labels after all checks; the stages that ran, by their names."""
+
+    pairs: Table
+    positives: Table
+    labels: Table
+    ran: Mapping[str, Any]
+
+
+def judge_of(config: BuildConfig) -> Judge:
+    """The judge. Raises ConfigError where the config names no model for one."""
+    chosen = {name: getattr(config.checks.judge, name) for name in JudgeModel.model_fields}
+    try:
+        return Judge(model=JudgeModel(**chosen), asking=config.judge_asking())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def judging(config: BuildConfig) -> Judging:
+    """What judging depends on."""
+    chosen = config.checks.judge
+    return Judging(
+        judge=judge_of(config),
+        share=chosen.share,
+        partly=chosen.partly,
+        unjudged=chosen.unjudged,
+        needed=_needed(config),
+    )
+
+
+def _needed(config: BuildConfig) -> int:
+    """How many instructions a pair must keep."""
+    return config.labels.instructions if config.labels.labeller == "mllm" else 1
+
+
+def calibrated(
+    run: Build, config: BuildConfig, objects: Table, step: Any
+) -> tuple[Calibrated, Agreement]:
+    """The judge asked about the gold set, and how it agrees with people.
+
+    Raises Refused for a gold set on which no judge could pass the gate.
+    """
+    settled = gold.settled(gold.read(Path(config.checks.gold.path or "")))
+    check_gold(len(settled.verdicts), config.checks.judge.least_agreement)
+    columns = ("pair_id", "query", "target", "instruction", "verdict", "reason")
+    rows = [verdict.model_dump(include={*columns}) for verdict in settled.verdicts]
+    items, params = tables.write(run.store, "gold", rows), judging(config)
+    found = step(calibrate_judge)(run, items, objects, params)
+    people, by_judge = (tables.frame(run.store, table) for table in (items, found.verdicts))
+    return found, agreement_of(people, by_judge, params)
+
+
+def trusted(run: Build, config: BuildConfig, objects: Table, step: Any) -> dict[str, Any]:
+    """The judge calibrated before anything is paid for, where it is to be used and there is a gold
+    set. Raises Refused for a judge that does not agree with people well enough.
+    """
+    if not (config.checks.asks and config.checks.gold.path):
+        return {}
+    found, agreement = calibrated(run, config, objects, step)
+    if not run.planning:
+        least, on = config.checks.judge.least_agreement, config.checks.judge.agree_on
+        check_judge(agreement, least, on)
+    return {"calibrate_judge": found}
+
+
+def checked(
+    run: Build,
+    config: BuildConfig,
+    mined: Any,
+    labels: Table,
+    eligible: Table,
+    objects: Table,
+    embedded: tuple[Mapping[str, Table], Mapping[str, Table]],
+    step: Any,
+) -> Checked:
+    """Second opinion, line-up and round trip, one after the other, each where it is on.
+
+    `embedded` are vectors of images and of captions by model.
+    """
+    checks, pairs, positives = config.checks, mined.pairs, Table("positives")
+    ran: dict[str, Any] = {}
+    if checks.judge.share:
+        ran["judge_labels"] = step(judge_labels)(
+            run, pairs, labels, eligible, objects, judging(config)
+        )
+        labels = ran["judge_labels"].labels
+    if checks.line_up.share:
+        params = LiningUp(judge=judge_of(config), **checks.line_up.model_dump())
+        ran["line_up"] = found = step(line_up)(
+            run, pairs, labels, mined.bands, eligible, objects, params
+        )
+        pairs, positives, labels = found.pairs, found.positives, found.labels
+    if checks.round_trip.mode != "off":
+        name = checks.round_trip.model or config.clip_score.model
+        vectors, texts = (tables_of[name] for tables_of in embedded)
+        ran["round_trip"] = step(round_trip)(
+            run, pairs, labels, vectors, texts, _round_tripping(config, name)
+        )
+        labels = ran["round_trip"].labels
+    return Checked(pairs, positives, labels, ran)
+
+
+def _round_tripping(config: BuildConfig, name: str) -> RoundTripping:
+    chosen = config.checks.round_trip
+    return RoundTripping(
+        mode=chosen.mode,
+        weight=chosen.weight,
+        needed=_needed(config),
+        model=config.models[name],
+        device=config.describe.device,
+    )
