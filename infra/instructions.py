@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -75,6 +76,8 @@ class Difference(NamedTuple):
 
 def clean(text: str) -> str:
     """NFC, one line, without control, direction and other invisible format characters."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     kept = (
         " " if char.isspace() else char
         for char in unicodedata.normalize("NFC", text)
@@ -90,6 +93,7 @@ def words(text: str) -> list[Word]:
     return [_word(piece) for raw in pieces if (piece := raw.strip(_APOSTROPHES + _SPELLING))]
 
 
+@lru_cache(4096)
 def _kind(char: str) -> str:
     in_word = unicodedata.category(char)[0] in "LMN" or char in _APOSTROPHES + _SPELLING
     return "word" if in_word else "between"
