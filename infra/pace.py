@@ -10,7 +10,6 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 FIRST = 16  # calls in flight to begin with
 SLOWER = 2.0  # times the usual latency at its best, above which the limit does not grow
@@ -84,11 +83,14 @@ class Lane:
 
 
 class Lanes:
-    """Hands out turns on several servers by their weights. Safe for one event loop."""
+    """Hands out turns on several servers by their weights, first come, first served.
+
+    Safe for one event loop.
+    """
 
     def __init__(self, lanes: Sequence[Lane]):
         self.lanes = lanes
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[int | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self) -> int | None:
@@ -96,40 +98,44 @@ class Lanes:
 
         Whoever gets a turn gives it back by `over`.
         """
-        loop = asyncio.get_running_loop()
-        while True:
-            now = loop.time()
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._hand_out()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.result() is not None:
+                self.over(waiter.result())
+            raise
+
+    def over(self, at: int) -> None:
+        """A turn ended; those that may start now do."""
+        self.lanes[at].in_flight -= 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            if self._waiting[0].done():  # cancelled
+                self._waiting.popleft()
+                continue
             alive = [at for at, lane in enumerate(self.lanes) if not lane.is_dead]
-            if not alive:
-                self._wake(len(self._waiting))
-                return None
+            now = asyncio.get_running_loop().time()
             free = [
                 at for at in alive if self.lanes[at].room > 0 and self.lanes[at].not_before <= now
             ]
-            if free:
-                chosen = min(free, key=self._load)
+            if alive and not free:
+                return self._alarm([self.lanes[at].not_before for at in alive])
+            chosen = min(free, key=self._load) if free else None
+            if chosen is not None:
                 self.lanes[chosen].in_flight += 1
-                return chosen
-            waiter = loop.create_future()
-            self._waiting.append(waiter)
-            self._alarm(loop, [self.lanes[at].not_before for at in alive])
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                self._wake(1)
-                raise
-
-    def over(self, at: int) -> None:
-        """A turn ended; so many as may start now are told."""
-        lane = self.lanes[at]
-        lane.in_flight -= 1
-        self._wake(max(1, int(lane.room)))
+            self._waiting.popleft().set_result(chosen)
 
     def _load(self, at: int) -> float:
         return (self.lanes[at].in_flight + 1) / self.lanes[at].weight
 
-    def _alarm(self, loop: Any, times: Sequence[float]) -> None:
-        """Have everybody look again once a lane opens by time."""
+    def _alarm(self, times: Sequence[float]) -> None:
+        """Look again once a lane opens by time."""
+        loop = asyncio.get_running_loop()
         later = [time for time in times if time > loop.time()]
         if not later or (self._timer and self._timer.when() <= min(later)):
             return
@@ -139,11 +145,4 @@ class Lanes:
 
     def _ring(self) -> None:
         self._timer = None
-        self._wake(len(self._waiting))
-
-    def _wake(self, count: int) -> None:
-        while count > 0 and self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
+        self._hand_out()

@@ -108,6 +108,23 @@ def test_who_waits_goes_on_when_a_turn_is_given_back():
     asyncio.run(body())
 
 
+def test_nobody_overtakes_who_waits():
+    async def body():
+        lanes, order = Lanes([lane(most=1)]), []
+
+        async def work(name):
+            for turn in "ab":
+                await lanes.turn()
+                order.append(name + turn)
+                await asyncio.sleep(0)
+                lanes.over(0)
+
+        await asyncio.gather(*map(work, "123"))
+        return order
+
+    assert asyncio.run(body()) == ["1a", "2a", "3a", "1b", "2b", "3b"]
+
+
 def test_a_cancelled_waiter_passes_its_turn_on():
     async def body():
         lanes = Lanes([lane(most=1)])
