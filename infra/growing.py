@@ -174,10 +174,10 @@ def columns(store: Store, name: str, shard: Shard, wanted: Sequence[str]) -> pa.
 def _is_dead(kind: str, row: dict[str, Any], gone: Tombstones) -> bool:
     if kind == "responses":
         return any(map(gone.has_image, row["images"])) or any(
-            gone.keyed(caption) in gone.captions for caption in row["captions"]
+            map(gone.has_caption, row["captions"])
         )
     if kind == "texts":
-        return gone.keyed(row["caption_id"]) in gone.captions
+        return gone.has_caption(row["caption_id"])
     if kind == "forgotten":
         # A row of a container's member, where the container is forgotten whole.
         if row["key"] is None or row.get("member", "") is None:

@@ -340,7 +340,7 @@ def look(store: Store) -> View:
 @contextmanager
 def settled(store: Store) -> Iterator[None]:
     """All answers in the table and none added, for the length of a `with` block."""
-    if not _segments(store) and not _table(store).table.shards:
+    if not listed(store, "responses/") and not _table(store).table.shards:
         yield
         return
     with hold(store, LEASE, wait_s=2 * LIFE) as lease:

@@ -61,6 +61,9 @@ class Tombstones:
     def has_image(self, image_id: str | None) -> bool:
         return image_id is not None and bool(self.images) and self.keyed(image_id) in self.images
 
+    def has_caption(self, caption_id: str) -> bool:
+        return bool(self.captions) and self.keyed(caption_id) in self.captions
+
     @functools.cached_property
     def digest(self) -> str:
         """Changes with what is forgotten, not with where it was met again. Empty for nothing."""
