@@ -57,7 +57,7 @@ PENDING = {
 PASSING = {"find_neighbours": ("members", "lists")}
 
 
-def measured(build: Build, ran: Mapping[str, Any]) -> dict[str, Any]:
+def measured(build: Build, ran: Mapping[str, Any], currency: str | None = None) -> dict[str, Any]:
     """What a manifest says beyond its files and config: calibrated values, tables, what it cost.
 
     `ran` holds the results of the stages by their names.
@@ -87,6 +87,7 @@ def measured(build: Build, ran: Mapping[str, Any]) -> dict[str, Any]:
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
         "cost": costs(build),
+        "currency": currency,
         "partial": waiting(build, ran),
         "checks": _checks(build, ran),
     }

@@ -66,6 +66,11 @@ class AskParams(BaseModel):
         return self.endpoint.model
 
     @property
+    def currency(self) -> str | None:
+        """The currency of the prices, where there are any."""
+        return self.endpoint.prices.currency if self.endpoint and self.endpoint.prices else None
+
+    @property
     def concurrency(self) -> int:
         """Calls in flight, at most."""
         assert self.endpoint is not None

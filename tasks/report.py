@@ -69,6 +69,16 @@ MEANINGS = {
     "reverse_kept": "The same pair the other way round stays.",
     "captions_say_nothing": "The two captions give no instruction.",
     "no_caption": "One of the two pictures has no caption.",
+    "refused": "The model, or a filter of its provider, declined.",
+    "truncated": "The answer ran into the limit on its tokens.",
+    "empty": "The answer said nothing.",
+    "too_long": "The answer was over the bounds on its length.",
+    "wrong_schema": "The answer was not the JSON asked for, also after a repair.",
+    "too_few_distinct": "Too few of the instructions differ.",
+    "gives_away_target": "The instructions quote the target's caption or name.",
+    "over_budget": "Waits: the budget was spent. The next build goes on here.",
+    "endpoint_error": "Waits: the endpoint failed and billed nothing. The next build asks again.",
+    "in_batch": "Waits: in a batch that the provider has not finished.",
 }
 # Objects whose bytes are no picture, or none that should be opened here.
 WITHOUT_PICTURE = frozenset(
@@ -187,6 +197,8 @@ def render(
         "groups": _groups(facts.survivors, album),
         "captions": _captions(facts, album),
         "seconds": _seconds(manifest),
+        "bills": _bills(manifest),
+        "currency": manifest.get("currency"),
         "config": Markup.escape(yaml.safe_dump(manifest["config"], sort_keys=False)),
     }
     wanted = facts.objects.filter(pl.col("image_id").is_in(list(album.sides)))
@@ -219,6 +231,7 @@ def _page(page: Mapping[str, Any]) -> str:
         "number": "{:,}".format,
         "cosine": _cosine,
         "moved": _moved,
+        "money": _money,
     }
     css = (TEMPLATES / "report.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
@@ -230,6 +243,19 @@ def _page(page: Mapping[str, Any]) -> str:
 
 def _printable(value: Any) -> Any:
     return plain(value, TEXT_LIMIT) if type(value) is str else value
+
+
+def _bills(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per stage what models were asked and paid; money is in 10^-9 of the currency."""
+    names = ("calls", "cached", "input_tokens", "output_tokens", "unknown_usage", "lost", "money")
+    costs = manifest.get("cost", {}).items()
+    return [
+        {"stage": stage, **{name: cost.get(name, 0) for name in names}} for stage, cost in costs
+    ]
+
+
+def _money(nano: float) -> str:
+    return f"{nano / 1e9:,.2f}" if nano >= 1e8 else f"{nano / 1e9:.6f}"
 
 
 def _moved(step: int) -> str:
