@@ -9,6 +9,7 @@ from infra import gold, tables
 from infra.build import Build
 from infra.errors import ConfigError
 from infra.judging import Judge, JudgeModel
+from infra.schema import SCHEMAS
 from infra.tables import Table
 from tasks.judge_labels import (
     Agreement,
@@ -64,16 +65,19 @@ def calibrated(
 ) -> tuple[Calibrated, Agreement]:
     """The judge asked about the gold set, and how it agrees with people.
 
-    Raises Refused for a gold set on which no judge could pass the gate.
+    Items whose pictures are not in the corpus are left out: they may have been forgotten. Raises
+    Refused for a gold set on which no judge could pass the gate.
     """
-    settled = gold.settled(gold.read(Path(config.checks.gold.path or "")))
-    check_gold(len(settled.verdicts), config.checks.judge.least_agreement)
-    columns = ("pair_id", "query", "target", "instruction", "verdict", "reason")
-    rows = [verdict.model_dump(include={*columns}) for verdict in settled.verdicts]
-    items, params = tables.write(run.store, "gold", rows), judging(config)
-    found = step(calibrate_judge)(run, items, objects, params)
-    people, by_judge = (tables.frame(run.store, table) for table in (items, found.verdicts))
-    return found, agreement_of(people, by_judge, params)
+    verdicts = gold.settled(gold.read(Path(config.checks.gold.path or ""))).verdicts
+    here = set(tables.frame(run.store, objects, ["image_id"])["image_id"].drop_nulls())
+    items = [verdict for verdict in verdicts if {verdict.query, verdict.target} <= here]
+    check_gold(len(items), config.checks.judge.least_agreement)
+    rows = [verdict.model_dump(include={*SCHEMAS["gold"].names}) for verdict in items]
+    written, params = tables.write(run.store, "gold", rows), judging(config)
+    found = step(calibrate_judge)(run, written, objects, params)
+    people, by_judge = (tables.frame(run.store, table) for table in (written, found.verdicts))
+    gone = len(verdicts) - len(items)
+    return found, agreement_of(people, by_judge, params)._replace(gone=gone)
 
 
 def trusted(run: Build, config: BuildConfig, objects: Table, step: Any) -> dict[str, Any]:

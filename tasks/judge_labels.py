@@ -325,14 +325,8 @@ class Calibrated(NamedTuple):
     is_final=is_final,
 )
 def calibrate_judge(build: Build, gold: Table, objects: Table, params: Judging) -> Calibrated:
-    """Ask the judge about the gold set, each instruction on its own.
-
-    Items whose pictures are no longer in the corpus are left out.
-    """
-    here = set(tables.frame(build.store, objects, ["image_id"])["image_id"].drop_nulls())
-    rows = tables.frame(build.store, gold).filter(
-        pl.col("query").is_in(here) & pl.col("target").is_in(here)
-    )
+    """Ask the judge about the gold set, each instruction on its own; pictures from `objects`."""
+    rows = tables.frame(build.store, gold)
     items = rows.select("pair_id", "query", "target", "instruction").sort("query", "target")
     questions = [
         Question(pair_id, query, target, (text,), (), _asks(pair_id, (text,)))
@@ -358,7 +352,7 @@ class Agreement(NamedTuple):
     kappa: float | None
     reasons: dict[str, Share]  # by the reason of people: how often the judge gave their verdict
     waiting: int  # items without an answer yet
-    gone: int  # items whose pictures have left the corpus
+    gone: int = 0  # items that were left out: their pictures are not in the corpus
 
     def on(self, what: str) -> Share:
         return self.scale if what == "scale" else self.decision
@@ -389,7 +383,6 @@ def agreement_of(gold: pl.DataFrame, verdicts: pl.DataFrame, params: Judging) ->
         agreement.kappa(found),
         {why: agreement.share(part, of) for why, part, of in same.sort("why").iter_rows()},
         rows.filter(waits).height,
-        people.height - rows.height,
     )
 
 

@@ -168,6 +168,24 @@ def test_the_command_line_tells_the_agreement(checked: Any, pairmill: Any) -> No
     assert len(server.requests) == 20
 
 
+def test_what_is_forgotten_leaves_verdicts_line_ups_and_the_calibration(checked: Any) -> None:
+    place, _ = checked
+    write_gold(place, 30)
+    place.build(**ALL)
+    items = gold.read(place.folder / "gold.jsonl")
+    image = items[0].query
+    name = next(
+        row["id"] for row in place.fates_of_latest()
+        if row["level"] == "object" and row["image_id"] == image
+    )  # fmt: skip
+    place.forget(name, exact=True, purge=True)
+    place.build(**ALL)
+    assert place.verify() == []
+    assert place.holding(image) == set()
+    left = [item for item in items if image not in (item.query, item.target)]
+    assert 0 < len(left) < 30
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -318,19 +318,6 @@ def test_no_verdict_agrees_with_nobody_and_what_waits_is_not_counted(corpus):
         check_judge(found, 0.1, "scale")
 
 
-def test_items_whose_pictures_left_the_corpus_are_left_out(corpus):
-    ids = corpus.ids
-    rows_ = [("a1", ids[0], ids[1], "good", "fits", "none"), ("a2", ids[0], "f" * 64, "good",
-             "fits", "none")]  # fmt: skip
-    gold = put(corpus.build, "gold", "pair_id query target instruction verdict reason", rows_)
-    with MllmServer(rule=lambda _: "judge") as server:
-        params = judging(server.url)
-        found = calibrate_judge(corpus.build, gold, corpus.objects, params)
-    frames = [tables.frame(corpus.build.store, table) for table in (gold, found.verdicts)]
-    told = agreement_of(*frames, params)
-    assert (told.scale.of, told.gone) == (1, 1)
-
-
 def agreement(same: int, of: int):
     people = [("fits", "fits")] * same + [("fits", "wrong")] * (of - same)
     gold = pl.DataFrame(
