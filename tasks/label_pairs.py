@@ -21,7 +21,7 @@ from infra.pictures import Prepared
 from infra.schema import SCHEMAS
 from infra.tables import Table
 
-VERSION = 3
+VERSION = 4
 PROMPTS = Path(__file__).parent / "prompts"
 CAPTION_LIMIT = 500  # characters of a caption that are shown to a model
 INSTRUCTION_LIMIT = 300  # characters
@@ -43,6 +43,8 @@ Rule = Literal[
     "over_budget",
     "in_batch",
 ]
+# What is said of these is a function of captions and answer.
+OWN_WORDS = ("no_caption", "captions_say_nothing", "gives_away_target")
 PENDING = ("endpoint_error", "over_budget", "in_batch")
 
 _prompts = Environment(loader=FileSystemLoader(PROMPTS), undefined=StrictUndefined)
@@ -329,7 +331,7 @@ def _as_frames(found: Sequence[Label | LabelDrop]) -> tuple[pl.DataFrame, pl.Dat
             "id": row.pair_id,
             "stage": "label_pairs",
             "rule": row.rule,
-            "detail": row.detail if row.rule in ("no_caption", "captions_say_nothing") else None,
+            "detail": row.detail if row.rule in OWN_WORDS else None,
         }
         for row in found
         if isinstance(row, LabelDrop)
@@ -365,14 +367,15 @@ def label_by_mllm(
 
     async def work(ask: mllm.Ask, pair: PairText) -> Labelled:
         noted = Noted(ask)
-        outcome = await _label(noted, pair, params)
+        outcome = await label_pair(noted, pair, params)
         return Labelled(outcome, tuple(noted.keys))
 
     calls = 2 if params.calls == "two" else 1
     return ask_all(build, "label_pairs", pairs, work, params, images, calls)
 
 
-async def _label(ask: mllm.Ask, pair: PairText, params: LabelParams) -> Label | LabelDrop:
+async def label_pair(ask: mllm.Ask, pair: PairText, params: LabelParams) -> Label | LabelDrop:
+    """The label of one pair by a model, or why it has none."""
     answer = await _compare_and_write(ask, pair, params)
     if isinstance(answer, mllm.Flawed):
         return LabelDrop(pair.pair_id, *answer)
@@ -485,14 +488,15 @@ def _kept(written: list[str], target_caption: str | None, needed: int) -> tuple[
     cleaned = [instructions.clean(text) for text in written]
     short = [text for text in cleaned if len(text) <= INSTRUCTION_LIMIT]
     differing = instructions.distinct(short)
-    kept = [text for text in differing if not instructions.gives_away(text, target_caption)]
+    leaks = [instructions.leak(text, target_caption) for text in differing]
+    kept = [text for text, leak in zip(differing, leaks, strict=True) if leak is None]
     if len(kept) >= needed:
         return tuple(kept[:MOST_INSTRUCTIONS])
     count = f"{len(kept)} of {needed}"
     if not any(map(instructions.words, cleaned)):
         return _Unfit("empty", "instructions")
     if len(differing) >= needed:
-        return _Unfit("gives_away_target", count)
+        return _Unfit("gives_away_target", ", ".join(sorted({leak for leak in leaks if leak})))
     if len(instructions.distinct(cleaned)) >= needed:
         return _Unfit("too_long", count)
     return _Unfit("too_few_distinct", count)

@@ -308,6 +308,8 @@ ANSWER = {
         ({"instructions": ["", " ", "\u200b"]}, "empty"),
         ({"instructions": ["a", "b", "c " * 200]}, "too_long"),
         ({"instructions": ["a", "b", "the new caption"]}, "gives_away_target"),
+        ({"instructions": ["a", "b", "as in new_caption.png"]}, "gives_away_target"),
+        ({"instructions": ["a", "b", "Unlike the source image"]}, "gives_away_target"),
         ({"differences": {"query": "red", "target": " "}}, "empty"),
         ({"common": "x" * 1_001}, "too_long"),
     ],
