@@ -57,6 +57,8 @@ def fill(corpus: Path) -> None:
 class Place:
     """A corpus and a store in a folder of their own, and what one does with them."""
 
+    server: MllmServer
+
     def __init__(self, folder: Path, **sections: Any):
         self.folder, self.corpus = folder, folder / "corpus"
         self.config_file = folder / "config.yaml"
@@ -134,4 +136,6 @@ def opened(folder: Path, *, fresh: bool = False) -> Iterator[Place]:
     if fresh:
         fill(folder / "corpus")
     with MllmServer() as server:
-        yield Place(folder, labels=labels(server.url))
+        place = Place(folder, labels=labels(server.url))
+        place.server = server
+        yield place

@@ -15,6 +15,7 @@ from infra.responses import look
 from infra.store import Location, open_store
 from tasks.tidy import remove_forgotten
 from tests.answers import answer, kept, key, segment
+from tests.flows.place import pictures
 from tests.infra.conftest import aws_environment, create_bucket, moto_endpoint  # noqa: F401
 
 ALICE, BOB, EVE = (key(name) for name in ("alice", "bob", "eve"))
@@ -165,3 +166,26 @@ def test_a_batch_under_way_forgets_too_and_waits_for_the_others(store):
     assert remove_forgotten(store, gone) is not None
     assert told(store) == []
     assert [left.lines for left in unfinished(store)] == [(lines[1],)]
+
+
+def without_labels(place):
+    """The store as it would be had no stage of labels ever ended."""
+    for stat in list(place.store.list("ledger/label_pairs/")):
+        place.store.delete(stat.key)
+
+
+def test_nobody_pays_again_whatever_became_of_labels_or_neighbours(place, pairmill):
+    without_labels(place)
+    result = place.build(dataset="another")
+    assert result["work"]["labels_requested"] == place.server.calls == 0
+    place.forget(pictures()[5]["file_name"], purge=True)
+    place.build()
+    without_labels(place)
+    result = place.build(dataset="another")
+    assert result["fates"]["forgotten"] == 1 and result["work"]["labels_requested"] == 0
+    assert set(place.server.paid.values()) <= {1} and told(place.store) == []
+    fates = place.fates_of_latest()
+    pairs = [row["id"] for row in fates if row["level"] == "pair"]
+    said = pairmill("why", pairs[0], "-c", place.config_file).out
+    assert said.count("  asked        label_pairs, request ") == 2  # pictures, then instructions
+    assert ": answered, test, " in said
