@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import growing, tables, tombstones
+from infra.errors import PairmillError
 from infra.folder import FolderStore
 from infra.ledger import Ledger
 from infra.tables import Table
@@ -134,6 +135,35 @@ def test_compaction_waits_for_a_reason(ledger):
     assert tables.read(ledger.store, one)["image_id"].to_pylist() == ["a", "b"]
     joined = growing.compact(ledger.store, grown, None, 0.5, 3)
     assert (len(joined.shards), joined.rows) == (1, 4)
+
+
+def test_where_all_rows_are_wanted_large_shards_stay_and_rows_keep_their_order(ledger, monkeypatch):
+    for names in (["a"], ["b"], [f"large {n}" for n in range(200)], ["c"], ["d"]):
+        rows = tables.write(ledger.store, "headers", [header(name) for name in names])
+        growing.append(ledger, growing.load(ledger, "headers", "fam"), rows.shards, "")
+    before = growing.load(ledger, "headers", "fam")
+    monkeypatch.setattr(growing, "SMALL", before.table.shards[2].bytes)
+    table = growing.compact(ledger.store, before, None, 1.0, 3)
+    assert [shard.rows for shard in table.shards] == [2, 200, 2]
+    assert table.shards[1] == before.table.shards[2]
+    assert tables.read(ledger.store, table) == tables.read(ledger.store, before.table)
+
+
+def test_of_responses_a_number_is_given_once_and_who_is_overtaken_learns_it(ledger):
+    before = growing.load(ledger, "responses", "all")
+    (mine,), (other,) = (
+        tables.write(ledger.store, "responses", [{"key": key, "images": [], "captions": []}]).shards
+        for key in ("mine", "other")
+    )
+    growing.append(ledger, before, [other], "")
+    with pytest.raises(PairmillError, match="another process has changed the table of responses"):
+        growing.append(ledger, before, [mine], "")
+    after = growing.append(ledger, growing.load(ledger, "responses", "all"), [mine], "")
+    assert after.table.shards == (other, mine)
+    ledger.store.delete("ledger/describe/responses/all/00000001-only.json")  # as garbage
+    with pytest.raises(PairmillError, match="nothing is lost, run this again"):
+        growing.append(ledger, before, [mine], "")
+    assert growing.load(ledger, "responses", "all") == after
 
 
 STEPS = st.lists(

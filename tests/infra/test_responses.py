@@ -9,7 +9,7 @@ from infra import growing, lease, responses, tables, tombstones
 from infra.errors import PairmillError
 from infra.folder import FolderStore
 from infra.responses import SEGMENTS, DamagedSegment, look, open_responses
-from infra.store import StoreError
+from infra.store import Outage, StoreError
 from tests.answers import answer, kept, key, segment
 from tests.stores import READS, NotingStore
 
@@ -165,6 +165,37 @@ def test_an_answer_that_can_not_be_stored_is_no_answer(store):
 
     assert asyncio.run(add()) == ["the disk is full: free space"] * 3
     assert look(store).count == 0
+
+
+class Unsure(FolderStore):
+    """A folder behind a connection that breaks after each third record and at each deletion."""
+
+    def put(self, key, data, **conditions):
+        etag = super().put(key, data, **conditions)
+        if key.startswith(responses.RECORDS) and int(key.split("/")[-1][:8]) % 3 == 1:
+            raise Outage("the connection keeps breaking: check the network")
+        return etag
+
+    def delete(self, key):
+        raise Outage("the connection keeps breaking: check the network")
+
+
+def test_a_record_that_was_written_though_it_seemed_not_holds_nobody_up(store, monkeypatch):
+    monkeypatch.setattr(responses, "PILE", 2)
+    monkeypatch.setattr(responses, "FLUSH_ANSWERS", 4)
+
+    async def add():
+        with lease.hold(store, responses.LEASE) as held:
+            async with open_responses(Unsure(store.uri), held) as opened:
+                for at in range(0, 80, 4):
+                    await asyncio.gather(*(opened.add(answer(n)) for n in range(at, at + 4)))
+                    assert all(opened.get(key(n)) == answer(n) for n in range(at + 4))
+                return len(opened._segments)
+
+    assert asyncio.run(add()) < 12
+    kept(store)
+    assert segments(store) == [] and look(store).count == 80
+    assert sum(shard.rows for shard in shards(store)) == 80
 
 
 def test_who_lost_the_lease_stores_nothing(store):
