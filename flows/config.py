@@ -129,12 +129,13 @@ class BuildConfig(BaseModel):
         Raises ValueError where there is neither.
         """
         asking = {name: getattr(self.labels, name) for name in AskParams.model_fields}
-        if self.checks.judge.endpoint:
-            asking["endpoint"] = self.checks.judge.endpoint
+        judge = self.checks.judge
+        if judge.endpoint or judge.local:
+            asking |= {"endpoint": judge.endpoint, "local": judge.local}
         elif self.labels.labeller != "mllm":
             raise ValueError(
-                "the judge needs a model: set checks.judge.endpoint.url and .model, or use"
-                " labels.labeller: mllm"
+                "the judge needs a model: set checks.judge.endpoint.url and .model, or"
+                " checks.judge.local.name, or use labels.labeller: mllm"
             )
         return AskParams(**asking)
 
@@ -152,12 +153,15 @@ class BuildConfig(BaseModel):
             name: {"library": m.library, "name": Path(m.name).name}
             for name, m in self.models.items()
         }
-        ours = ("endpoint", "budget", "publish_partial")  # how it was paid for is nobody's business
-        shown["labels"] = {k: v for k, v in data["labels"].items() if k not in ours}
+        hidden = ("endpoint", "local", "budget", "publish_partial")  # how it was paid for
+        shown["labels"] = {k: v for k, v in data["labels"].items() if k not in hidden}
         if self.labels.endpoint:
             shown["labels"]["model"] = self.labels.endpoint.model
+        if self.labels.local:
+            shown["labels"]["model"] = self.labels.local.model
         shown["checks"] = {k: data["checks"][k] for k in ("judge", "line_up", "round_trip")}
-        shown["checks"]["judge"].pop("endpoint")
+        for ours in ("endpoint", "local"):
+            shown["checks"]["judge"].pop(ours)
         if self.checks.asks:
             shown["checks"]["judge"]["model"] = self.judge_asking().model
         shown["corpus"] = {k: data["corpus"][k] for k in ("licence", "max_caption_chars")}
@@ -255,6 +259,12 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     models = data.get("models")
     for model in models.values() if isinstance(models, dict) else ():
         places += [(model, "name"), (model, "weights")]
+    labels = data.get("labels")
+    if isinstance(labels, dict):
+        places.append((labels.get("local"), "name"))
+    judge = checks.get("judge") if isinstance(checks, dict) else None
+    if isinstance(judge, dict):
+        places.append((judge.get("local"), "name"))
     for section, key in places:
         if not isinstance(section, dict):
             continue

@@ -22,6 +22,7 @@ from infra.batches import Batches, Line, discounted, line_of
 from infra.budget import NANO, Amount, Budget, OverBudget, Prices, Spending
 from infra.build import Build
 from infra.errors import ConfigError
+from infra.local_mllm import InProcess, LocalModel
 from infra.mllm import CallFailed, Endpoint, EndpointUnavailable, Request, Response, Unanswered
 from infra.pace import Lane, Lanes
 from infra.responses import Stored
@@ -44,6 +45,9 @@ class AskParams(BaseModel):
     endpoint: Endpoint | None = Field(
         None, description="An OpenAI-compatible server of the model, or several."
     )
+    local: LocalModel | None = Field(
+        None, description="In place of an endpoint, a model that the workers of the build run."
+    )
     budget: Budget = Field(Budget(), description="What may be spent.")
     attempt: int = Field(
         0,
@@ -57,13 +61,16 @@ class AskParams(BaseModel):
     def _prices_for_money(self) -> "AskParams":
         if self.budget.needs_prices and (self.endpoint is None or self.endpoint.prices is None):
             raise ValueError("a budget in money needs endpoint.prices; set them, or bound calls")
+        if self.endpoint and self.local:
+            raise ValueError("give endpoint or local, not both")
         return self
 
     @property
     def model(self) -> str:
         """The model as requests name it."""
-        assert self.endpoint is not None
-        return self.endpoint.model
+        model = self.local or self.endpoint
+        assert model is not None
+        return model.model
 
     @property
     def currency(self) -> str | None:
@@ -73,6 +80,8 @@ class AskParams(BaseModel):
     @property
     def concurrency(self) -> int:
         """Calls in flight, at most."""
+        if self.local:
+            return self.local.in_flight
         assert self.endpoint is not None
         return sum(server.concurrency for server in self.endpoint.servers)
 
@@ -283,7 +292,11 @@ class Asker:
         log.info("%s: waiting for %s, which is paying for answers in this store", self._stage, who)
 
     async def _connect(self, granted: lease.Lease, spending: Spending) -> Backend:
-        endpoint = self._params.endpoint
+        endpoint, local = self._params.endpoint, self._params.local
+        if local:
+            inner = InProcess(local, self._build.pool, self._images)
+            self._stack.push_async_callback(inner.close)
+            return Metered(local, inner, spending, granted.check)
         assert endpoint is not None
         clients = []
         for server in endpoint.servers:
@@ -366,6 +379,35 @@ def secret(server: mllm.Server, build: Build) -> str:
         f"endpoint.api_key_env: the environment variable {server.api_key_env} is not set;"
         " export the API key in it, or leave the setting out for a server without keys"
     )
+
+
+class Metered:
+    """A model of our own, held to the bounds of a budget as one that is paid."""
+
+    def __init__(
+        self,
+        local: LocalModel,
+        backend: Backend,
+        spending: Spending,
+        may_go_on: Callable[[], None],
+    ):
+        self._local, self._backend = local, backend
+        self._spending, self._may_go_on = spending, may_go_on
+
+    async def send(self, request: Request) -> Response:
+        """The answer. Raises Unanswered."""
+        try:
+            reserved = await self._spending.reserve(most(self._local, request))
+        except OverBudget:
+            raise Unanswered("over_budget", "the budget is spent") from None
+        try:
+            self._may_go_on()
+            response = await self._backend.send(request)
+        except BaseException:
+            self._spending.release(reserved)
+            raise
+        self._spending.settle(reserved, 0, response.usage)
+        return response
 
 
 class Servers:
@@ -452,13 +494,14 @@ class Servers:
         return True
 
 
-def most(endpoint: Endpoint, request: Request) -> Amount:
+def most(asked: Endpoint | LocalModel, request: Request) -> Amount:
     """The most that one call of a request may cost, its schema in the prompt included."""
     texts = (request.instructions, request.text, *(text for _, text in request.turns))
     schema = 2_000 + 2 * len(str(mllm.schema_of(request.answer)))
     size = schema + sum(len(text.encode("utf-8", "replace")) for text in texts)
-    pictures = endpoint.image_tokens * len(request.pictures)
-    return budget.bound(endpoint.prices, size, pictures, request.max_tokens)
+    pictures = asked.image_tokens * len(request.pictures)
+    prices = asked.prices if isinstance(asked, Endpoint) else None
+    return budget.bound(prices, size, pictures, request.max_tokens)
 
 
 def _pause(tries: int, backoff_s: float) -> float:

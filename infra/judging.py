@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from infra import mllm
 from infra.asking import AskParams
 from infra.canonical import settings
+from infra.local_mllm import LocalModel
 from infra.mllm import Pending, Picture, Request
 
 PENDING = get_args(Pending)  # rules of questions that are asked again by the next build
@@ -21,6 +22,9 @@ class JudgeModel(BaseModel):
 
     endpoint: mllm.Endpoint | None = Field(
         None, description="Where the judge is served; null: the labeller judges its own work."
+    )
+    local: LocalModel | None = Field(
+        None, description="In place of an endpoint, a model that the workers of the build run."
     )
     max_pixels: int = Field(401_408, ge=784, description="Pixels per picture sent to the judge.")
     max_tokens: int = Field(1_024, ge=64, description="Tokens an answer of the judge may have.")
@@ -43,7 +47,7 @@ class Judge(BaseModel):
     @property
     def meaning(self) -> dict[str, Any]:
         """What decides its answers, besides prompts: never where it is served, or at what pace."""
-        chosen = self.model.model_dump(exclude={"endpoint"})
+        chosen = self.model.model_dump(exclude={"endpoint", "local"})
         attempt = self.asking.attempt
         return settings({**chosen, "name": self.asking.model, "attempt": attempt})
 

@@ -160,8 +160,9 @@ def stage(
     `starts_from`, an argument and its column of ids, the function is given `before`: the outputs
     of the finished work of its family whose ids differ least, or None. What it starts from may
     change the cost, never the rows. A result that is not `is_final` is not found again under its
-    key, but others may start from it. The function gains `.stage`, `.version`, `.reads` and
-    `.meaning`.
+    key, but others may start from it. What in `params` has a method `pinned(build)` is replaced by
+    what that gives: what only the build can find out. The function gains `.stage`, `.version`,
+    `.reads` and `.meaning`.
     """
 
     def wrap(fn: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -173,6 +174,7 @@ def stage(
             bound = signature.bind(build, *args, **kwargs)
             bound.apply_defaults()
             inputs, outputs = bound.arguments, get_type_hints(fn)["return"]
+            inputs["params"] = _pinned(inputs["params"], build)
             means = settings(_plain(meaning(inputs["params"])))
             digests = {arg: _digest(build.store, inputs[arg], reads[arg]) for arg in reads}
             numerics = {arg: digests[arg] for arg in reads if not reads[arg]}
@@ -236,6 +238,18 @@ def _likeness(one: Sequence[str], other: Sequence[str]) -> float:
 
 def _plain(params: Any) -> Any:
     return params.model_dump(mode="json") if isinstance(params, BaseModel) else params
+
+
+def _pinned(value: Any, build: Any) -> Any:
+    """Parameters, with those in them that have a method `pinned` replaced by what it gives."""
+    if hasattr(value, "pinned"):
+        return value.pinned(build)
+    if not isinstance(value, BaseModel):
+        return value
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    found = {name: _pinned(inner, build) for name, inner in fields.items()}
+    changed = {name: inner for name, inner in found.items() if inner is not fields[name]}
+    return value.model_copy(update=changed) if changed else value
 
 
 def _named(result: Any) -> dict[str, Any]:

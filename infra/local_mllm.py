@@ -4,10 +4,14 @@ Weights load from safetensors only; remote code never runs. What a sampled answe
 its request alone, never on the requests that happened to share its batch.
 """
 
+import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -15,12 +19,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra import images, model_files
+from infra.build import Build
 from infra.canonical import digest
+from infra.cluster import Crash, Pool
 from infra.errors import ConfigError, PairmillError
-from infra.mllm import Response, Status
+from infra.mllm import Request, Response, Status, Unanswered, request_key, with_schema
 from infra.models import DTYPES, choose_device
-from infra.pictures import Place
-from infra.store import Store
+from infra.pictures import Lying
 
 # Raise it when the same request reaches a model in another way than before.
 VERSION = 1
@@ -77,22 +82,30 @@ class LocalModel(BaseModel):
         " refuse any other.",
     )
 
+    def pinned(self, build: Build) -> "LocalModel":
+        """`pin`, for the ledger: the numerics are part of what the parameters of a stage mean."""
+        return pin(build, self)
+
     @property
     def model(self) -> str:
         """The model as requests name it."""
-        return f"{Path(self.name).name}@{self.numerics or 'unknown'}"
+        name = Path(self.name).name
+        return f"{name}@{self.numerics}" if self.numerics else name
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that keep it busy."""
+        return self.batch_size * self.batches
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that a picture has at most: no model has more than one to 14 x 14 pixels."""
+        return max(3_000, self.max_pixels // 196)
 
     @property
     def resources(self) -> dict[str, float] | None:
         """What a worker must have to run it."""
         return {"GPU": self.gpus} if choose_device(self.device) == "cuda" else None
-
-
-class Lying(NamedTuple):
-    """A picture that a worker reads for itself: the store, and the place in it."""
-
-    store: Store
-    place: Place
 
 
 class Shown(NamedTuple):
@@ -209,12 +222,7 @@ def load(local: LocalModel) -> Loaded:
     with _loading:
         if local.name.startswith("s3://") or Path(local.name).is_dir() or local not in _loaded:
             found = numerics(local)
-            if local.numerics not in (None, found):
-                raise PairmillError(
-                    f"models: {local.name!r} on this machine is {found}, not {local.numerics};"
-                    " its files changed since the build began, or differ between machines"
-                )
-            local = local.model_copy(update={"numerics": found})
+            local = local.model_copy(update={"numerics": _same(local, found)})
         if local not in _loaded:
             _loaded.clear()
             _loaded[local] = _load(local)
@@ -279,11 +287,15 @@ def _dtype(local: LocalModel) -> str:
 
 
 def encode(loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Model inputs of a batch, padded on the left, up to where the answer begins.
+    """Model inputs of a batch, padded on the left, up to where the answer begins."""
+    return encode_talks(loaded, [_talk(loaded, prompt) for prompt in prompts])
+
+
+def encode_talks(loaded: Loaded, talks: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+    """`encode` for messages as chat templates take them, pictures decoded.
 
     Special tokens that a text spells out reach the model as plain text.
     """
-    talks = [_talk(loaded, prompt) for prompt in prompts]
     inputs = loaded.processor.apply_chat_template(
         talks,
         tokenize=True,
@@ -347,8 +359,7 @@ def said(text: str, sees: bool) -> Any:
 
 
 def _picture(data: bytes | Lying, max_pixels: int) -> Any:
-    if isinstance(data, Lying):
-        data = data.store.get(*data.place)
+    data = data.read() if isinstance(data, Lying) else data
     header = images.read_header(data, images.MOST_PIXELS)
     scale = min(1.0, (max_pixels / (header.width * header.height)) ** 0.5)
     size = max(1, int(header.width * scale)), max(1, int(header.height * scale))
@@ -552,3 +563,144 @@ def response(loaded: Loaded, tokens: Sequence[int], length: int, most: int) -> R
     usage = {"input": length, "output": count, "cached": 0}
     reason = "length" if end is None else "stop"
     return Response(status, text, reason, loaded.local.model, usage)
+
+
+# The backend of asking -----------------------------------------------------------------------
+
+
+def pin(build: Build, local: LocalModel) -> LocalModel:
+    """The model with its numerics filled in, asked of a worker the first time a store meets it.
+
+    Raises ConfigError where it can't be read, PairmillError where it is not what it should be.
+    """
+    device = choose_device(local.device)
+    meant = local.model_dump(include={"name", "revision", "dtype", "max_new_tokens", "max_pixels"})
+    spec = digest([meant, [list(stamp) for stamp in model_files.stamps(local.name)]])
+    record = build.ledger.find("models", f"mllm-{device}", spec)
+    if record is None:
+        build.begin("load models", {"model": local.name})
+        ask = partial(numerics_of, local.model_copy(update={"device": device}))
+        (_, found), *_ = build.pool.map(ask, [0], resources=local.resources)
+        if isinstance(found, Crash):
+            raise PairmillError(f"reading {local.name} ended its worker: {found.reason}; run again")
+        record = {"numerics": found}
+        build.ledger.write("models", f"mllm-{device}", spec, record)
+    return local.model_copy(update={"numerics": _same(local, record["numerics"])})
+
+
+def numerics_of(local: LocalModel, _: Any) -> str:
+    """`numerics` as a function of a shard."""
+    return numerics(local)
+
+
+def _same(local: LocalModel, found: str) -> str:
+    if local.numerics in (None, found):
+        return found
+    raise PairmillError(
+        f"models: {local.name!r} is {found}, not {local.numerics}: its files or settings were"
+        " changed, or differ between machines; put them back, name a revision, or correct numerics"
+    )
+
+
+class InProcess:
+    """Answers requests with a model on the workers of a pool, many to a batch. See asking.Backend.
+
+    `pictures` gives the JPEG of an image_id. Where it has a method `lying`, workers read pictures
+    from the store by themselves, and none travels through a scheduler. A batch goes when it is
+    full, or when nothing more came for `linger_s`.
+    """
+
+    def __init__(
+        self,
+        local: LocalModel,
+        pool: Pool,
+        pictures: Callable[[str], bytes],
+        linger_s: float = 0.05,
+    ) -> None:
+        self._local, self._pool, self._pictures = local, pool, pictures
+        self._linger_s = linger_s
+        self._waiting: asyncio.Queue[tuple[Request, asyncio.Future[Response]]] = asyncio.Queue()
+        self._free = asyncio.Semaphore(local.batches)
+        self._threads = ThreadPoolExecutor(local.batches, "mllm")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def send(self, request: Request) -> Response:
+        """The answer to a request. Raises Unanswered where the model ended its worker."""
+        if not self._tasks:
+            self._start(self._collect())
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((request, answer))
+        return await answer
+
+    async def close(self) -> None:
+        """Take no more; what runs on workers is left to end there."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _collect(self) -> None:
+        while True:
+            first = await self._waiting.get()
+            await self._free.acquire()
+            batch = [first]
+            with suppress(TimeoutError):
+                while len(batch) < self._local.batch_size:
+                    batch.append(await asyncio.wait_for(self._waiting.get(), self._linger_s))
+            self._start(self._answer(batch))
+
+    async def _answer(self, batch: list[tuple[Request, asyncio.Future[Response]]]) -> None:
+        loop = asyncio.get_running_loop()
+        wanted = [(request, answer) for request, answer in batch if not answer.done()]
+        try:
+            found = await loop.run_in_executor(
+                self._threads, self._run, [request for request, _ in wanted]
+            )
+        except Exception as error:
+            # Whoever asked is told; a build ends by it, in one line where it is an expected error.
+            for _, answer in wanted:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        finally:
+            self._free.release()
+        for (_, answer), result in zip(wanted, found, strict=True):
+            if answer.done():
+                continue
+            if isinstance(result, Crash):
+                said = f"the model ended its worker: {result.reason}"
+                answer.set_exception(Unanswered("endpoint_error", said))
+            else:
+                answer.set_result(result)
+
+    def _run(self, requests: Sequence[Request]) -> list[Response | Crash]:
+        prompts = tuple(self._prompt(request) for request in requests)
+        found: dict[str, Response | Crash] = {}
+        work = partial(generate, self._local)
+        for part, result in self._pool.map(
+            work, [prompts] if prompts else [], split=_halves, resources=self._local.resources
+        ):
+            results = [result] * len(part) if isinstance(result, Crash) else result
+            found |= zip((prompt.key for prompt in part), results, strict=True)
+        return [found[prompt.key] for prompt in prompts]
+
+    def _prompt(self, request: Request) -> Prompt:
+        look = getattr(self._pictures, "lying", None) or self._pictures
+        return Prompt(
+            request_key(request),
+            with_schema(request),
+            tuple(Shown(name, look(image_id)) for name, image_id in request.pictures),
+            request.text,
+            request.turns,
+            request.max_tokens,
+            request.temperature,
+        )
+
+
+def _halves(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    return _cut(prompts, max(1, (len(prompts) + 1) // 2))

@@ -587,11 +587,15 @@ def schema_of(answer: type[BaseModel]) -> dict[str, Any]:
     return answer.model_json_schema()
 
 
+def with_schema(request: Request) -> str:
+    """The instructions of a request, and the schema of its answer for who can't be held to it."""
+    shape = json.dumps(schema_of(request.answer), ensure_ascii=False)
+    words = _prompts.get_template("json_only.jinja").render(schema=shape)
+    return f"{request.instructions}\n\n{words}"
+
+
 async def _messages(client: Client, request: Request, form: Format) -> list[Any]:
-    system = request.instructions
-    if form != "json_schema":
-        shape = json.dumps(schema_of(request.answer), ensure_ascii=False)
-        system += "\n\n" + _prompts.get_template("json_only.jinja").render(schema=shape)
+    system = request.instructions if form == "json_schema" else with_schema(request)
     parts: list[dict[str, Any]] = []
     for picture in request.pictures:
         url = await _data_url(client, picture.image_id)

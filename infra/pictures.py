@@ -32,6 +32,16 @@ class Place(NamedTuple):
     length: int
 
 
+class Lying(NamedTuple):
+    """A picture that anybody can read: the store, and the place in it."""
+
+    store: Store
+    place: Place
+
+    def read(self) -> bytes:
+        return self.store.get(*self.place)
+
+
 class Prepared:
     """Pictures by image_id, resized on the pool when the first of their shard is wanted.
 
@@ -52,13 +62,16 @@ class Prepared:
 
     def __call__(self, image_id: str) -> bytes:
         """The JPEG of an image. Raises PairmillError where resizing it ended its worker."""
+        return self.lying(image_id).read()
+
+    def lying(self, image_id: str) -> Lying:
+        """The JPEG of an image as a reference to it. Raises as a call does."""
         at = self._shard[image_id]
         with self._lock:
             for wanted in (at, at + 1):  # the next shard is at work while this one is used
                 if wanted < len(self._shards) and wanted not in self._found:
                     self._found[wanted] = self._threads.submit(self._prepare, wanted)
-        place = self._found[at].result()[image_id]
-        return self._build.store.get(place.key, place.offset, place.length)
+        return Lying(self._build.store, self._found[at].result()[image_id])
 
     def _prepare(self, at: int) -> dict[str, Place]:
         found: dict[str, Place] = {}

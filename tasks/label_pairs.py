@@ -89,9 +89,9 @@ class LabelParams(AskParams):
 
     @model_validator(mode="after")
     def _has_endpoint(self) -> "LabelParams":
-        if self.labeller == "mllm" and self.endpoint is None:
+        if self.labeller == "mllm" and self.endpoint is None and self.local is None:
             raise ValueError(
-                "the labeller mllm needs endpoint.url and endpoint.model;"
+                "the labeller mllm needs endpoint.url and endpoint.model, or local.name;"
                 " set them, or use labeller: captions"
             )
         return self

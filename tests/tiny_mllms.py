@@ -3,6 +3,7 @@
 What they say is noise, but every shape, mask, position and cache is that of the real ones.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def write_qwen(folder: Path, seed: int = 0, **generation: Any) -> Path:
     return _write(folder, seed, Qwen2_5_VLForConditionalGeneration, config, processor, generation)
 
 
-def write_llava(folder: Path, seed: int = 0, **generation: Any) -> Path:
+def write_llava(
+    folder: Path, seed: int = 0, wide: int = 32, pieces: Sequence[str] = (), **generation: Any
+) -> Path:
     """A tiny LLaVA-1.5: a CLIP vision tower at 56 pixels, 16 tokens a picture, and a Llama."""
     from transformers import (
         CLIPImageProcessor,
@@ -89,7 +92,8 @@ def write_llava(folder: Path, seed: int = 0, **generation: Any) -> Path:
 
     special = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
     tokenizer = _tokenizer(special, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    text = {"model_type": "llama", **LLAMA, "vocab_size": len(tokenizer)}
+    tokenizer.add_tokens(list(pieces))
+    text = {"model_type": "llama", **LLAMA, "vocab_size": len(tokenizer), "hidden_size": wide}
     vision = {
         "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48,
         "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
@@ -123,6 +127,45 @@ def write_llama(folder: Path, seed: int = 0, **generation: Any) -> Path:
     )
     config = LlamaConfig(**LLAMA, vocab_size=len(tokenizer))
     return _write(folder, seed, LlamaForCausalLM, config, tokenizer, generation)
+
+
+def write_parrot(folder: Path, says: str) -> Path:
+    """A LLaVA whose weights are set by hand to say one thing, whatever it is asked.
+
+    Attention and feed-forward layers add nothing, a token's embedding is a direction of its own,
+    and the head leads from each token of the saying to the next one.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    pieces = [says[at : at + 7] for at in range(0, len(says), 7)]
+    assert len(set(pieces)) == len(pieces), "each piece of the saying is followed by one other"
+    write_llava(folder, wide=448, pieces=pieces, eos_token_id=2)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "language_model" in name and weight.ndim > 1:
+            weight.zero_()
+    embedding, head = (
+        next(weight for name, weight in weights.items() if part in name)
+        for part in ("embed_tokens", "lm_head")
+    )
+    embedding.copy_(torch.eye(*embedding.shape))
+    for token, following in _chain(folder, pieces):
+        head[following, token] = 1.0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _chain(folder: Path, pieces: list[str]) -> Any:
+    """(token, next token) from the last token of a prompt to the end of the answer."""
+    from itertools import pairwise
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    start = tokenizer("USER: x ASSISTANT:", add_special_tokens=False).input_ids[-1]
+    said = [tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
+    return pairwise([start, *said, tokenizer.eos_token_id])
 
 
 KINDS = {"qwen": write_qwen, "llava": write_llava, "blind": write_llama}

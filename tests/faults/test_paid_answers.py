@@ -14,8 +14,8 @@ from infra.folder import FolderStore
 from infra.ledger import Ledger
 from infra.responses import FAMILY, KIND, SEGMENTS, look
 from infra.store import listed
-from tests.answers import answer, kept
-from tests.faults.adder import FOR_EVER, REFUSED, Server, keys, served
+from tests.answers import kept
+from tests.faults.adder import FOR_EVER, Server, keys, served
 
 
 @pytest.fixture(scope="module")
@@ -92,21 +92,6 @@ def test_of_contenders_that_are_killed_never_two_have_the_lease(server, store, t
             assert other.ended() == 0  # it went on alone
     epochs = [int(line) for line in told.read_text().split()]
     assert epochs == sorted(set(epochs)) and len(epochs) > 160
-
-
-def test_whoever_stood_still_and_was_overtaken_stops_and_loses_nothing(server, store, tmp_path):
-    told = tmp_path / "told"
-    process = server.begin(store=store.uri, told=str(told), name="slow", rounds=FOR_EVER, life=0.5)
-    while not keys(told):
-        time.sleep(0.01)
-    os.kill(process, signal.SIGSTOP)
-    others = [answer(f"slow {worker} {number}", "mine") for worker in (0, 1) for number in range(9)]
-    kept(store, *others)  # it waits until nobody has given a sign of life for half a second
-    os.kill(process, signal.SIGCONT)
-    assert server.ended() == REFUSED
-    assert all(look(store).get(name) for name in keys(told))
-    each_once(store)
-    assert all(look(store).get(name) for name in keys(told))
 
 
 @pytest.mark.soak

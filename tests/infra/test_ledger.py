@@ -75,6 +75,33 @@ def test_rows_parameters_and_version_do(build):
     assert RUNS == [2, 2, 3, 2]
 
 
+class Model(BaseModel):
+    """Parameters of which only the build knows what they mean."""
+
+    name: str
+    digest: str = ""
+
+    def pinned(self, build) -> "Model":
+        data = build.store.get(self.name).decode()
+        return self.model_copy(update={"digest": data})
+
+
+class WithModel(Params):
+    model: Model | None = None
+
+
+def test_what_only_the_build_knows_of_a_parameter_is_part_of_its_key(build):
+    meaning = {"meaning": lambda params: params}
+    params, ids = WithModel(model=Model(name="weights")), members(build, "a")
+    for content in (b"one", b"two", b"one"):
+        build.store.put("weights", content)
+        make(**meaning)(build, ids, params)
+    assert len(RUNS) == 2
+    assert params.model.digest == ""
+    make(**meaning)(build, ids, WithModel())
+    assert len(RUNS) == 3
+
+
 def test_a_result_that_is_not_final_is_returned_and_not_recorded(build):
     double = make(is_final=lambda outputs, build: False)
     double(build, members(build, "a"), Params())

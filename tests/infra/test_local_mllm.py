@@ -297,7 +297,7 @@ def test_a_model_is_loaded_once_and_again_when_its_files_change(tiny_mllms, tmp_
     assert load(pinned) is first
     write_qwen(tmp_path / "m", seed=7)
     assert load(local).local.numerics != first.local.numerics
-    with pytest.raises(PairmillError, match="changed since the build began"):
+    with pytest.raises(PairmillError, match="put them back"):
         load(pinned)
 
 
