@@ -114,7 +114,7 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
         found.mine_pairs.bands,
         pairs=found.mine_pairs.pairs,
     )
-    measure = partial(measured, run, ran, config.labels.currency)
+    measure = partial(measured, run, config.dataset, ran, config.labels.currency)
     about = {"config": config.published()}
     check_forgotten(run)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)

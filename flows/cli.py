@@ -328,6 +328,22 @@ def gc(
         _fail(error)
 
 
+@app.command()
+def attack(
+    config: Config,
+    changes: Changes = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs on which each attack is tried.")] = 8,
+) -> None:
+    """Try a fixed set of attacks on labeller and judge; the next version's report tells of it."""
+    from flows import attack as attacking
+    from flows.config import load_config
+
+    try:
+        attacking.show(attacking.measure(load_config(config, changes or []), pairs), _wide())
+    except PairmillError as error:
+        _fail(error)
+
+
 @gold_app.command("serve")
 def gold_serve(
     config: Config,

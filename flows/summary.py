@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from flows import attack
 from flows.step import link
 from infra import tables
 from infra.build import Build
@@ -57,7 +58,9 @@ PENDING = {
 PASSING = {"find_neighbours": ("members", "lists")}
 
 
-def measured(build: Build, ran: Mapping[str, Any], currency: str | None = None) -> dict[str, Any]:
+def measured(
+    build: Build, dataset: str, ran: Mapping[str, Any], currency: str | None = None
+) -> dict[str, Any]:
     """What a manifest says beyond its files and config: calibrated values, tables, what it cost.
 
     `ran` holds the results of the stages by their names.
@@ -90,6 +93,7 @@ def measured(build: Build, ran: Mapping[str, Any], currency: str | None = None) 
         "currency": currency,
         "partial": waiting(build, ran),
         "checks": _checks(build, ran),
+        "attacks": attack.read(build.store, dataset),
     }
 
 
