@@ -119,7 +119,8 @@ def discounted(endpoint: Endpoint) -> Endpoint:
 
 def line_of(key: str, request: Request, stage: str) -> Line:
     """What is known of a request without its words."""
-    images = tuple(picture.image_id for picture in request.pictures)
+    # Of a picture of a part, the image: forgetting goes by it.
+    images = tuple(picture.image_id.partition("#")[0] for picture in request.pictures)
     return Line(key, request.attempt, images, request.about, stage)
 
 

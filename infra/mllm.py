@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -35,6 +35,7 @@ _prompts = Environment(
 Format = Literal["json_schema", "json_object", "prompt"]
 Status = Literal["answered", "refused", "truncated", "empty", "too_long"]
 Pending = Literal["endpoint_error", "over_budget", "in_batch"]
+PENDING = get_args(Pending)
 Flaw = Literal["refused", "truncated", "empty", "too_long", "wrong_schema"]
 Answer = TypeVar("Answer", bound=BaseModel)
 

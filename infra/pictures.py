@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from infra import corpus, images, pins, tables
 from infra.build import Build
 from infra.canonical import digest
@@ -22,6 +24,33 @@ from infra.tables import Table
 QUALITY = 90
 SHARD = 256  # pictures that are prepared when the first of them is wanted
 PART = 64  # of them to a worker
+
+
+class View(NamedTuple):
+    """What is shown of an image: all of it, or a box in pixels, perhaps smaller, perhaps as noise.
+
+    Its name is `<image_id>[#crop=l,t,r,b][#pixels=n][#noise]`; that of the whole is the image_id.
+    """
+
+    image_id: str
+    crop: tuple[int, int, int, int] | None = None
+    pixels: int | None = None
+    noise: bool = False
+
+    @property
+    def name(self) -> str:
+        crop = f"#crop={','.join(map(str, self.crop))}" if self.crop else ""
+        pixels = f"#pixels={self.pixels}" if self.pixels else ""
+        return f"{self.image_id}{crop}{pixels}{'#noise' if self.noise else ''}"
+
+    @classmethod
+    def of(cls, name: str) -> "View":
+        """The view of a name."""
+        image_id, *parts = name.split("#")
+        said = dict(part.partition("=")[::2] for part in parts)
+        crop = tuple(map(int, said["crop"].split(","))) if "crop" in said else None
+        pixels = int(said["pixels"]) if "pixels" in said else None
+        return cls(image_id, crop, pixels, "noise" in said)  # type: ignore[arg-type]
 
 
 class Place(NamedTuple):
@@ -43,7 +72,7 @@ class Lying(NamedTuple):
 
 
 class Prepared:
-    """Pictures by image_id, resized on the pool when the first of their shard is wanted.
+    """Pictures by the names of their views, made on the pool when the first of a shard is wanted.
 
     Images are prepared together with those that are used with them: `in_order` of use. Safe for
     threads.
@@ -51,7 +80,7 @@ class Prepared:
 
     def __init__(self, build: Build, in_order: Iterable[str], objects: Table, max_pixels: int):
         places = corpus.sources(tables.frame(build.store, objects))
-        rows = [(image, places[image]) for image in dict.fromkeys(in_order)]
+        rows = [(name, places[View.of(name).image_id]) for name in dict.fromkeys(in_order)]
         self._build = build
         self._work = partial(prepare, (build.corpus, build.store, max_pixels))
         self._shards = [tuple(rows[at : at + SHARD]) for at in range(0, len(rows), SHARD)]
@@ -99,7 +128,7 @@ def prepare(
     if record is None:
         joined, rows = io.BytesIO(), {}
         for image_id, source in wanted:
-            data = shrink(corpus.fetch(bucket, source), max_pixels)
+            data = shown(corpus.fetch(bucket, source), View.of(image_id), max_pixels)
             rows[image_id] = [joined.tell(), len(data)]
             joined.write(data)
         key = f"pictures/{hashlib.sha256(joined.getvalue()).hexdigest()}.jpegs"
@@ -107,6 +136,32 @@ def prepare(
         record = {"rows": {image_id: [key, *row] for image_id, row in rows.items()}}
         ledger.write("pictures", str(max_pixels), name, record)
     return dict(record["rows"])
+
+
+def shown(data: bytes, view: View, max_pixels: int) -> bytes:
+    """A view of a picture as a JPEG of at most `max_pixels`, or fewer where the view says so.
+
+    A crop is cut from the picture at its full size; noise has the size that the view would have.
+    """
+    most = min(max_pixels, view.pixels or max_pixels)
+    if view.crop is None and not view.noise:
+        return shrink(data, most)
+    header = images.read_header(data, images.MOST_PIXELS)
+    picture = images.decode(data, min(header.width, header.height), images.MOST_PIXELS)
+    if view.crop:
+        left, top, right, bottom = view.crop
+        box = (max(0, left), max(0, top), min(picture.width, right), min(picture.height, bottom))
+        picture = picture.crop(box)
+    scale = min(1.0, math.sqrt(most / (picture.width * picture.height)))
+    size = [max(1, int(side * scale)) for side in picture.size]
+    picture = picture.resize((size[0], size[1]), images.Resampling.LANCZOS)
+    if view.noise:
+        seed = int(hashlib.sha256(view.name.encode()).hexdigest()[:16], 16)
+        values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        picture = images.Image.fromarray(values)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
 
 
 def shrink(data: bytes, max_pixels: int) -> bytes:

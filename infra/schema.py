@@ -41,6 +41,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         image=pa.string(),
         place=pa.string(),
     ),
+    # Files of the corpus with records about its images.
+    "files": _fields(key=pa.string(), stamp=pa.string()),
     "headers": _fields(
         image_id=ID,
         bytes=pa.int64(),

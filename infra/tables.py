@@ -20,6 +20,7 @@ from infra.store import NotFound, Store
 # These are read several times in a build; shards are immutable, so a copy stays true.
 CACHED = ("vectors", "texts", "lists")
 CACHE_BYTES = 512 << 20
+ALL = ("*",)  # columns of a table that carries its own schema
 _cache: dict[tuple[str, str], pa.Table] = {}
 
 
@@ -176,14 +177,15 @@ def _with_bytes(rows: pa.Table) -> pa.Table:
 def digest(store: Store, table: Table, columns: Sequence[str]) -> str:
     """SHA-256 of the named columns as canonical rows, whatever their order or sharding.
 
-    With no columns it is the table's name: for tables whose rows follow from their ids and it.
+    With no columns it is the table's name: for tables whose rows follow from their ids and it;
+    ALL are the columns that it has.
     Neighbour lists are in order by definition and are hashed in it.
     """
     if not columns:
         return table.name
     if table.name == "lists":
         return digest_columns(read(store, table).select(columns), ordered=True)
-    return digest_columns(read(store, table, columns))
+    return digest_columns(read(store, table, None if columns == ALL else columns))
 
 
 def digest_columns(rows: pa.Table, ordered: bool = False) -> str:

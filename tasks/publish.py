@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -111,6 +110,17 @@ class Contents(NamedTuple):
     objects: Table
 
 
+class Product(NamedTuple):
+    """What kind of records a version holds: how they are told from the last ones, which images
+    they name, the files that trainers read beside the Parquet ones, and the card.
+    """
+
+    since: Callable[[Store, Mapping[str, Any] | None, Mapping[str, Any], Contents], Any]
+    images: Callable[[pl.DataFrame], Iterable[str | None]]
+    files: Callable[[pl.DataFrame], Iterator[tuple[str, bytes]]]
+    card: str
+
+
 def publish(
     build: Build,
     dataset: str,
@@ -119,15 +129,17 @@ def publish(
     render_report: Callable[[Mapping[str, Any]], bytes],
     params: PublishParams,
     measure: Callable[[], Mapping[str, Any]] = dict,
+    product: Product | None = None,
 ) -> Version:
-    """Publish a version, or name the latest where nothing differs from it.
+    """Publish a version, or name the latest where nothing differs from it. A product is pairs
+    unless told otherwise.
 
     `described` is what the manifest says of the run beyond its files, the config (as allowed to be
     published) above all; `measure` gives more of it and is asked only where there is something to
     publish. Raises Refused at a quality gate, which judges nothing that is published already, and
     PairmillError where another build published meanwhile.
     """
-    start = time.perf_counter()
+    start, product = time.perf_counter(), product or PAIRS
     rows, fates = (
         tables.frame(build.store, contents.records),
         tables.frame(build.store, contents.fates),
@@ -153,14 +165,15 @@ def publish(
         **settings({**described, **measure()}),
         "history": drift.history(last),
     }
-    manifest["since"] = _since(build.store, last, manifest, contents)
+    manifest["since"] = product.since(build.store, last, manifest, contents)
     if shut := gates.failed(manifest, last, params.gates.model_dump()):
         _refuse(build, manifest, shut, latest, render_report)
     entry = _complete(build.store, dataset, latest, value, config_digest)
     if entry is None:
         manifest["version"] = _claim(build.store, dataset)
-        data_files = _data_files(build, rows, fates, contents, params)
-        _write(build, manifest, data_files, _card(manifest, params), render_report, start)
+        data_files = _data_files(build, rows, fates, contents, params, product)
+        card = _card(manifest, params, product.card)
+        _write(build, manifest, data_files, card, render_report, start)
         entry = {k: manifest[k] for k in ENTRY}
     named = _move_latest(build.store, dataset, entry, etag)
     _forget_refusal(build.store, dataset)
@@ -305,14 +318,20 @@ class _Files:
 
 
 def _data_files(
-    build: Build, rows: pl.DataFrame, fates: pl.DataFrame, contents: Contents, params: PublishParams
+    build: Build,
+    rows: pl.DataFrame,
+    fates: pl.DataFrame,
+    contents: Contents,
+    params: PublishParams,
+    product: Product,
 ) -> Iterator[tuple[str, bytes | Path]]:
-    pictures = _pictures(build, rows, contents)
+    named = product.images(rows) if len(rows) else ()
+    pictures = _pictures(build, {name for name in named if name}, contents)
     for split in ("train", "validation"):
         part = rows.filter(pl.col("split") == split) if rows.height else rows
         if part.height:
             yield f"records/{split}.parquet", _parquet(part)
-    yield "megapairs.jsonl", b"".join(_json_lines(rows))
+    yield from product.files(rows)
     yield "images.parquet", _parquet(pictures)
     yield "fates.parquet", _parquet(fates)
     if params.images:
@@ -325,11 +344,15 @@ def _parquet(frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(build: Build, rows: pl.DataFrame, contents: Contents) -> pl.DataFrame:
+def _images_of_pairs(rows: pl.DataFrame) -> Iterator[str | None]:
+    yield from (*rows["query"], *rows["target"])
+    for name in ("positives", "negatives"):
+        yield from rows[name].explode()
+
+
+def _pictures(build: Build, named: set[str], contents: Contents) -> pl.DataFrame:
     """What is known of each image that a record names."""
-    lists = [rows[name].explode() for name in ("positives", "negatives")] if len(rows) else []
-    named = [*rows["query"], *rows["target"], *chain(*lists)] if len(rows) else []
-    wanted = pl.DataFrame({"image_id": sorted({i for i in named if i})}, {"image_id": pl.String})
+    wanted = pl.DataFrame({"image_id": sorted(named)}, {"image_id": pl.String})
     texts = tables.frame(build.store, contents.eligible).join(
         tables.frame(build.store, contents.captions), on="caption_id", how="left"
     )
@@ -343,6 +366,10 @@ def _pictures(build: Build, rows: pl.DataFrame, contents: Contents) -> pl.DataFr
         )
         .sort("image_id")
     )
+
+
+def _megapairs(rows: pl.DataFrame) -> Iterator[tuple[str, bytes]]:
+    yield "megapairs.jsonl", b"".join(_json_lines(rows))
 
 
 def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
@@ -402,7 +429,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _card(manifest: Mapping[str, Any], params: PublishParams) -> str:
+def _card(manifest: Mapping[str, Any], params: PublishParams, template: str = "card.md") -> str:
     """The dataset card, with the metadata block that Hugging Face reads."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
@@ -411,7 +438,7 @@ def _card(manifest: Mapping[str, Any], params: PublishParams) -> str:
     environment.filters |= {"markdown": markdown, "number": "{:,}".format}
     title = params.title or f"{manifest['dataset']} pairs"
     splits = manifest["counts"]["splits"]
-    return environment.get_template("card.md").render(
+    return environment.get_template(template).render(
         m=manifest,
         title=title,
         metadata=card_metadata(manifest, title),
@@ -468,3 +495,6 @@ def _named(build: Build, dataset: str, entry: Mapping[str, Any], *, fresh: bool)
         fresh,
         read_manifest(build.store, dataset, entry["version"])["counts"],
     )
+
+
+PAIRS = Product(_since, _images_of_pairs, _megapairs, "card.md")
