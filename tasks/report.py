@@ -40,6 +40,26 @@ GALLERY_NEGATIVES = 3
 CAME_AND_WENT = 12  # records shown that are new, and that are gone
 READ_AHEAD = 4
 
+FIGURES = (
+    ("objects", "objects"),
+    ("images", "images"),
+    ("eligible", "eligible"),
+    ("pairs", "pairs mined"),
+    ("records", "records"),
+)
+# Templates of the sections, in their order, and their titles in the list of contents.
+SECTIONS = (
+    ("pairs", "Pairs"),
+    ("since", "Since the last version"),
+    ("funnel", "What became of it all"),
+    ("scores", "Scores"),
+    ("drift", "Drift"),
+    ("copies", "Near-duplicates"),
+    ("captions", "Captions"),
+    ("cost", "Time and work"),
+    ("config", "Config"),
+    ("licences", "Licences"),
+)
 # What is kept after the fates in the list have left, in the order of the stages.
 OBJECT_STEPS = (
     ("objects listed", ()),
@@ -187,6 +207,8 @@ def render(
     spaces, album = _spaces(build, lists, bands), Album()
     page = {
         "m": manifest,
+        "sections": SECTIONS,
+        "figures": [(title, manifest["counts"][name]) for name, title in FIGURES],
         "refused": manifest.get("refused"),
         "gallery": _gallery(facts, spaces, album),
         "since": _since(build, facts, contents, manifest, album),
