@@ -33,7 +33,7 @@ VICUNA = (
 )
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": 2048, "bos_token_id": 1,
+    "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 2048, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
 WINDOWS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")

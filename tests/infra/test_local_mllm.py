@@ -21,6 +21,7 @@ from infra.local_mllm import (
     encode,
     encode_prefix,
     generate,
+    in_batches,
     load,
     numerics,
 )
@@ -157,6 +158,26 @@ def test_the_model_bounds_what_a_request_may_ask_for(qwen):
     bounded = qwen.model_copy(update={"max_new_tokens": 3})
     found = generate(bounded, [prompt(n) for n in range(3)])
     assert max(answer.usage["output"] for answer in found) == 3
+
+
+def test_a_batch_for_which_memory_ends_is_halved_until_it_fits(qwen):
+    """As where a CUDA device has no more; test_local_gpu.py does it with the real allocator."""
+    sizes: list[int] = []
+
+    def work(most: int):
+        def part(some):
+            sizes.append(len(some))
+            if len(some) > most:
+                raise torch.cuda.OutOfMemoryError("no more")
+            return [item * 10 for item in some]
+
+        return part
+
+    assert in_batches(load(qwen), range(6), work(2)) == [0, 10, 20, 30, 40, 50]
+    assert sizes == [4, 2, 2, 2]
+    assert in_batches(load(qwen), range(3), work(1)) == [0, 10, 20]
+    with pytest.raises(PairmillError, match=r"a single request .* lower max_pixels"):
+        in_batches(load(qwen), range(3), work(0))
 
 
 def test_a_prompt_beyond_the_model_s_context_is_refused_and_the_others_answered(qwen):

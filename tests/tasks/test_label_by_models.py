@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -91,8 +92,7 @@ def test_a_model_in_process_labels_every_pair_once(parrot, tmp_path):
 
 
 def test_other_weights_under_the_same_name_are_asked_anew(parrot, tmp_path):
-    folder = tmp_path / "model"
-    write_parrot(folder, json.dumps(SAYING))
+    folder = shutil.copytree(parrot, tmp_path / "model")
     build = new_build(tmp_path)
     label(build, local=local(folder))
     changed = {**SAYING, "instructions": ["Redder", "A red one, please", "The same, in red"]}
