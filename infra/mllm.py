@@ -41,6 +41,7 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 _FORMATS: tuple[Format, ...] = ("json_schema", "json_object", "prompt")
 _ANSWER_LIMIT = 20_000  # characters
+HEARD = 4_096  # answers whose ids are remembered
 _LONGEST_PAUSE_S = 300.0
 _OPENINGS = 3  # calls that may fail, one after the other, before the first answer
 _UNSUPPORTED = {400, 415, 422, 501}
@@ -292,6 +293,7 @@ class Client:
     format: Format | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     urls: dict[str, "asyncio.Task[str]"] = field(default_factory=dict)
+    heard: dict[str, tuple[int, str]] | None = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
@@ -443,7 +445,34 @@ async def _send(client: Client, request: Request, form: Format) -> Response:
                 )
     except (ValueError, openai.APIError):
         pass
-    return read_completion(client.server.host, completion)
+    response = read_completion(client.server.host, completion)
+    if _is_anothers(client, request, completion, response.text):
+        raise CallFailed(
+            f"{client.server.host} gave the answer to another question; see the server's log",
+            transient=True,
+            maybe_billed=True,
+        )
+    return response
+
+
+def _is_anothers(client: Client, request: Request, completion: Any, text: str) -> bool:
+    """Whether the same answer came to another question before: somebody mixes up answers.
+
+    Answers are told apart by their ids, unless these turn out to be no names.
+    """
+    name = f"{completion.id} {completion.created}"
+    if client.heard is None or not completion.id:
+        return False
+    question = hash((request.instructions, request.pictures, request.text, request.turns))
+    before = client.heard.setdefault(name, (question, text))
+    while len(client.heard) > HEARD:
+        del client.heard[next(iter(client.heard))]
+    if before[0] == question:
+        return False
+    if before[1] != text:
+        client.heard = None
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -155,6 +155,6 @@ BEHAVIOURS: dict[str, Callable[[dict[str, Any]], Reply]] = {
     "never": lambda request: good(request, share=0.0, ends="stalled"),
     "closed socket": lambda _: Reply(share=0.0, ends="cut"),
     "closed in the middle": lambda request: good(request, share=0.5, ends="cut"),
-    # The server puts its answer to the request before this one in its place.
+    # The server puts an answer that it gave before in its place.
     "duplicate": good,
 }

@@ -76,8 +76,9 @@ class MllmServer:
 
     Every call takes `delay_ms`. More than `most` at once, more than `per_second`, or a call in one
     of the `storms` is answered by 429. `paid` counts the completions made for each digest of a
-    request's content, whoever still listened, and `delivered` those that were sent whole; with
-    `told`, a file, the counts outlive the server. Batches: see `tests.mllm_batches`.
+    request's content, whoever still listened, and `delivered` those that were sent whole to one
+    who had not hung up; with `told`, a file, the counts outlive the server. Batches: see
+    `tests.mllm_batches`.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class MllmServer:
         self.paid: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
         self.batches = Batches(self._answer_line)
-        self._last: Reply | None = None
+        self._sent: deque[Any] = deque(maxlen=32)
         self._recent: deque[float] = deque()
         self._told = self._open_ledger(told)
         self._socket = socket.create_server(("127.0.0.1", port), backlog=1024)
@@ -199,8 +200,10 @@ class MllmServer:
             reply, name = self._call(target, json.loads(body), headers)
             await asyncio.sleep(reply.delay_s)
             open_still = await _send(reply, reader, writer)
-            if reply.paid and reply.share == 1.0 and not writer.is_closing():
+            gone = writer.is_closing() or reader.at_eof()
+            if reply.paid and reply.share == 1.0 and not gone:
                 self._count("delivered", name)
+                self._sent.append(reply.body)
         finally:
             self.in_flight -= 1
         return open_still
@@ -247,10 +250,8 @@ class MllmServer:
     def _behave(self, request: dict[str, Any]) -> tuple[str, Reply]:
         behaviour = self.script.pop(0) if self.script else self.rule(request)
         reply = BEHAVIOURS[behaviour](request)
-        if behaviour == "duplicate" and self._last:
-            reply.body = self._last.body
-        if reply.paid:
-            self._last = reply
+        if behaviour == "duplicate" and self._sent:
+            reply.body = self._sent[0]
         return behaviour, reply
 
     def _too_many(self) -> bool:

@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra import mllm
-from tests.mllm_server import MllmServer, digests
+from tests.mllm_answers import good
+from tests.mllm_server import BEHAVIOURS, MllmServer, digests
 
 PICTURES = {"a" * 64: b"first picture", "b" * 64: b"second picture"}
 
@@ -65,6 +66,18 @@ def ask_for(server: MllmServer, times: int = 1, request=REQUEST, **changed):
         return [await mllm.ask_for(ask, request, Note) for _ in range(times)]
 
     return talk(server, work, **changed)
+
+
+def send(server: MllmServer, requests):
+    """What came of requests, one made after the other."""
+
+    async def work(ask):
+        found = []
+        for request in requests:
+            found += await asyncio.gather(ask(request), return_exceptions=True)
+        return found
+
+    return talk(server, work)
 
 
 def test_pictures_go_as_data_urls_after_what_all_requests_share():
@@ -276,3 +289,24 @@ def test_a_request_key_is_what_a_request_means():
 def test_parse(text, found):
     parsed = mllm.parse(text, Note)
     assert (parsed.instructions if isinstance(parsed, Note) else parsed) == found
+
+
+def test_an_answer_to_another_question_is_none():
+    other = replace(REQUEST, text="Compare two others.", pictures=REQUEST.pictures[::-1])
+    with MllmServer(["good", "good", "duplicate", "good"]) as server:
+        first, same, wrong, right = send(server, [REQUEST, REQUEST, other, other])
+    assert first.text == same.text != right.text
+    assert isinstance(wrong, mllm.CallFailed) and "another question" in str(wrong)
+    assert wrong.transient and wrong.maybe_billed
+
+
+def test_ids_that_are_no_names_tell_nothing(monkeypatch):
+    def one_id(request):
+        reply = good(request)
+        reply.body["id"] = "cmpl-0"
+        return reply
+
+    monkeypatch.setitem(BEHAVIOURS, "one id", one_id)
+    other = replace(REQUEST, pictures=REQUEST.pictures[::-1])
+    with MllmServer(rule=lambda request: "one id") as server:
+        assert len({reply.text for reply in send(server, [REQUEST, other] * 2)}) == 2
