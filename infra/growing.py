@@ -122,7 +122,7 @@ def clean(store: Store, grown: Grown, gone: Tombstones) -> tuple[Table, list[dic
             ]
         kept = rows.filter(pa.array([not is_dead for is_dead in dead]))
         if kept.num_rows:
-            shards.append(tables.write_shard(store, kept))
+            shards.append(tables.write_shard(store, kept, grown.kind))
     return Table(grown.table.name, tuple(dict.fromkeys(shards))), removed
 
 
@@ -163,7 +163,8 @@ def columns(store: Store, name: str, shard: Shard, wanted: Sequence[str]) -> pa.
     """
     file = RangeFile(store, tables.shard_key(shard.sha256), shard.bytes, window=1 << 16)
     try:
-        rows = pq.ParquetFile(pa.PythonFile(file, mode="r")).read(columns=list(wanted))
+        opened = pq.ParquetFile(pa.PythonFile(file, mode="r"), page_checksum_verification=True)
+        rows = opened.read(columns=list(wanted))
     except (NotFound, pa.ArrowException, OSError) as error:
         raise tables.damaged(store, name, shard, gone=isinstance(error, NotFound)) from error
     if rows.num_rows != shard.rows:
@@ -214,7 +215,7 @@ def compact(
 
     def write(least: int) -> None:
         if waiting and sum(rows.nbytes for rows in waiting) >= least:
-            out.append(tables.write_shard(store, pa.concat_tables(waiting)))
+            out.append(tables.write_shard(store, pa.concat_tables(waiting), grown.kind))
             waiting.clear()
 
     for shard in grown.table.shards:

@@ -13,12 +13,13 @@ import hashlib
 import json
 import logging
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +48,10 @@ FLUSH_ANSWERS, FLUSH_SECONDS = 64, 2.0
 PILE = 128  # segments above which they are compacted
 SMALL_SHARDS = 64  # above which they are joined
 READERS = 8
-CACHE_BYTES = 192 << 20  # of decoded shards
-BLOCK, BLOCKS = 256, 16  # rows made Python values at once, and how many such are kept
+CACHE_BYTES = 128 << 20  # of decoded rows
+FOOTERS = 64  # of shards, kept
+WHOLE = 1 << 20  # bytes of a shard up to which it is read whole, and its digest compared
+BLOCK, BLOCKS = 64, 64  # rows made Python values at once, and how many such are kept
 FORMAT = 1
 DIGITS = 64  # of a key
 _NAME = re.compile(rf"{SEGMENTS}(\d{{8,}})-(\d{{8,}})\.jsonl")
@@ -131,8 +134,18 @@ class View:
         Raises Damaged where there is an answer that can't be read.
         """
         place = self._place(key)
+        return self._read(key, place) if place else self._recent.get(key)
+
+    async def find(self, key: str) -> Stored | None:
+        """As `get`, but what is not at hand is read in a thread."""
+        place = self._place(key)
         if place is None:
             return self._recent.get(key)
+        if self._bodies.has(*place):
+            return self._read(key, place)
+        return await asyncio.to_thread(self._read, key, place)
+
+    def _read(self, key: str, place: tuple[int, int]) -> Stored:
         stored = self._bodies.row(*place)
         if stored.key != key:
             raise tables.damaged(self.store, KIND, self._bodies.shards[place[0]])
@@ -268,7 +281,7 @@ class Responses(View):
                 firsts.setdefault(stored.key, stored)
         if firsts:
             rows = pa.Table.from_pylist([s._asdict() for s in firsts.values()], SCHEMAS[KIND])
-            shard = tables.write_shard(self.store, rows)
+            shard = tables.write_shard(self.store, rows, KIND)
             self.lease.check()
             after = growing.append(Ledger(self.store), moved.grown, [shard], "")
             moved = _Moved(after, (*moved.shards, shard), (*moved.keys, _halves(rows["key"])))
@@ -475,35 +488,100 @@ class _Run:
         return None
 
 
+Value = TypeVar("Value")
+
+
+class _Kept(Generic[Value]):
+    """What was used of late, up to a total weight. For many threads."""
+
+    def __init__(self, most: int):
+        self._most, self._total, self._lock = most, 0, threading.Lock()
+        self._items: OrderedDict[Any, tuple[Value, int]] = OrderedDict()
+
+    def get(self, key: Any) -> Value | None:
+        with self._lock:
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key][0]
+
+    def put(self, key: Any, value: Value, weight: int = 1) -> Value:
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = value, weight
+                self._total += weight
+            while self._total > self._most and len(self._items) > 1:
+                self._total -= self._items.popitem(last=False)[1][1]
+        return value
+
+
 class _Bodies:
-    """Rows of shards by number: shards and rows used of late are kept, as they come in order."""
+    """Rows of shards by number. Those used of late are kept: who asks again asks in that order."""
 
     def __init__(self, store: Store):
         self.store = store
         self.shards: list[Shard] = []
-        self._decoded: OrderedDict[int, pa.Table] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
+        # Who waits for rows that another thread reads finds them then.
+        self._reading = [threading.Lock() for _ in range(READERS)]
+        self._footers: _Kept[tuple[Any, np.ndarray]] = _Kept(FOOTERS)
+        self._groups: _Kept[pa.Table] = _Kept(CACHE_BYTES)
+        self._blocks: _Kept[list[dict[str, Any]]] = _Kept(BLOCKS)
+
+    def has(self, shard: int, row: int) -> bool:
+        """Whether a row is at hand."""
+        return self._blocks.get((shard, row // BLOCK)) is not None
 
     def row(self, shard: int, row: int) -> Stored:
-        block = shard, row // BLOCK
-        if block not in self._blocks:
-            rows = self._shard(shard).slice(block[1] * BLOCK, BLOCK)
-            self._blocks[block] = rows.to_pylist()
-            if len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        return _stored(self._blocks[block][row % BLOCK])
+        """A row, read where it is not at hand. Raises Damaged."""
+        key = shard, row // BLOCK
+        block = self._blocks.get(key)
+        if block is None:
+            with self._reading[shard % READERS]:
+                block = self._blocks.get(key)
+                if block is None:
+                    rows = self._rows(shard, key[1] * BLOCK).to_pylist()
+                    block = self._blocks.put(key, rows)
+        return _stored(block[row % BLOCK])
 
-    def _shard(self, number: int) -> pa.Table:
-        if number not in self._decoded:
-            table = tables.read(self.store, Table(KIND, (self.shards[number],)))
-            self._decoded[number] = table
-            while len(self._decoded) > 1 and self._bytes() > CACHE_BYTES:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(number)
-        return self._decoded[number]
+    def _rows(self, number: int, first: int) -> pa.Table:
+        """Up to BLOCK rows from `first` on."""
+        shard, parts, at = self.shards[number], [], first
+        end = min(first + BLOCK, shard.rows)
+        try:
+            while at < end:
+                part, start = self._group(number, at)
+                parts.append(part.slice(at - start, end - at))
+                at += parts[-1].num_rows
+        except (NotFound, pa.ArrowException, OSError) as error:
+            gone = isinstance(error, NotFound)
+            raise tables.damaged(self.store, KIND, shard, gone) from error
+        return pa.concat_tables(parts)
 
-    def _bytes(self) -> int:
-        return sum(table.nbytes for table in self._decoded.values())
+    def _group(self, number: int, row: int) -> tuple[pa.Table, int]:
+        """The group of rows that holds a row, and the number of its first."""
+        shard = self.shards[number]
+        if shard.bytes <= WHOLE:
+            rows = self._groups.get((number, 0))
+            if rows is None:
+                rows = tables.read(self.store, Table(KIND, (shard,)))
+                self._groups.put((number, 0), rows, rows.nbytes)
+            return rows, 0
+        file = pa.PythonFile(RangeFile(self.store, tables.shard_key(shard.sha256), shard.bytes))
+        about, starts = self._footers.get(number) or self._footers.put(number, _footer(file))
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        rows = self._groups.get((number, group))
+        if rows is None:
+            opened = pq.ParquetFile(file, metadata=about, page_checksum_verification=True)
+            rows = opened.read_row_group(group, use_threads=False)
+            self._groups.put((number, group), rows, rows.nbytes)
+        return rows, int(starts[group])
+
+
+def _footer(file: pa.PythonFile) -> tuple[Any, np.ndarray]:
+    """What the footer of a shard says, and the first row of each group."""
+    about = pq.read_metadata(file)
+    counts = [about.row_group(at).num_rows for at in range(about.num_row_groups)]
+    return about, np.cumsum([0, *counts[:-1]])
 
 
 def _table(store: Store) -> Grown:

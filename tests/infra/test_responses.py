@@ -289,6 +289,22 @@ def test_what_a_view_knows_is_not_read_again(tmp_path):
     assert asyncio.run(ask(None)) == 3
 
 
+def test_rows_of_a_large_shard_are_read_by_groups(store, monkeypatch):
+    monkeypatch.setattr(responses, "WHOLE", 0)
+    monkeypatch.setattr(responses, "CACHE_BYTES", 1 << 12)
+    monkeypatch.setattr(responses, "BLOCKS", 2)
+    monkeypatch.setitem(tables.GROUPS, "responses", 100)
+    kept(store, *map(answer, range(1000)))
+    view = look(store)
+    assert [view.get(key(n)) for n in range(1000)] == [answer(n) for n in range(1000)]
+
+    async def find():
+        found = await asyncio.gather(*(view.find(key(n)) for n in range(1002, 0, -7)))
+        return [one.key for one in found if one]
+
+    assert asyncio.run(find()) == [key(n) for n in range(1002, 0, -7) if n < 1000]
+
+
 def test_answers_about_two_images_are_found_by_them(store):
     kept(store, answer("a"), answer("b", images=("i2", "i1")), answer("c", images=("i1", "i3")))
     segment(store, 9, 1, answer("d"))
@@ -309,11 +325,13 @@ def test_a_lost_record_of_the_table_loses_no_answer(store):
     assert [view.get(key(name)) for name in "abc"] == [answer("a"), None, answer("c")]
 
 
-def test_a_damaged_shard_says_what_it_costs(store):
+@pytest.mark.parametrize("whole", [0, 1 << 20])
+def test_a_damaged_shard_says_what_it_costs(store, whole, monkeypatch):
+    monkeypatch.setattr(responses, "WHOLE", whole)
     kept(store, answer("a"))
     (shard,) = shards(store)
     data = bytearray(store.get(tables.shard_key(shard.sha256)))
-    data[len(data) // 2] ^= 1
+    data[data.index(key("a").encode()[:9]) if whole else data.index(b"yes")] ^= 1
     store.put(tables.shard_key(shard.sha256), bytes(data))
     with pytest.raises(tables.Damaged, match="which are then paid for again"):
         look(store).get(key("a"))
