@@ -217,10 +217,7 @@ class Asker:
     async def __call__(self, request: Request) -> Response:
         key = mllm.request_key(request)
         if key not in self._running:
-            if found := (self._paying or self._known).get(key):
-                self.cost["cached"] += 1
-                return _response(found)
-            task = asyncio.create_task(self._pay(key, request))
+            task = asyncio.create_task(self._answer(key, request))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(self._running[key])
@@ -257,6 +254,13 @@ class Asker:
             words += f", {spent:.2f} {prices.currency}, {spent * total / done:.2f} for all"
         return words
 
+    async def _answer(self, key: str, request: Request) -> Response:
+        found = await (self._paying or self._known).find(key)
+        if found is None:
+            return await self._pay(key, request)
+        self.cost["cached"] += 1
+        return _response(found)
+
     async def _pay(self, key: str, request: Request) -> Response:
         paying, backend = await self._open()
         if found := paying.get(key):
@@ -275,9 +279,8 @@ class Asker:
         async with self._opening:
             if self._paying is None or self._backend is None:
                 bill, build = self._build.bill, self._build
-                held = lease.hold(build.store, LEASE, wait_s=LEASE_WAIT_S, on_wait=self._wait)
-                granted = await asyncio.to_thread(held.__enter__)
-                self._stack.push(held)
+                held = lease.hold_async(build.store, LEASE, wait_s=LEASE_WAIT_S, on_wait=self._wait)
+                granted = await self._stack.enter_async_context(held)
                 bill.began = bill.began or time.time()
                 self._spending = Spending(
                     build.store, granted.epoch, self._params.budget, bill.charged, bill.began

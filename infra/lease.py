@@ -8,11 +8,12 @@ for its epoch; where somebody has deleted or damaged it, epochs go on from the s
 seconds, which so many holders have never reached. So an epoch never comes twice.
 """
 
+import asyncio
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -132,37 +133,86 @@ def hold(
     who was overtaken learns it from the next renewal; but of two that begin in the same moment both
     can have it for a fifth of `life`. That there are no two is then the user's promise.
     """
-    lease = _take(store, name, life, wait_s, on_wait)
+    waiting = _Waiting(store, name, wait_s, on_wait)
+    while not (lease := _taken(store, name, life, waiting)):
+        time.sleep(min(TICK, life / 5))
     try:
         with signs.renewed("lease", life / 5, lease.renew):
             yield lease
     finally:
-        with suppress(StoreError):
-            lease.release()
+        _let_go(lease)
 
 
-def _take(
-    store: Store, name: str, life: float, wait_s: float, on_wait: Callable[[str], None]
-) -> Lease:
-    start, told = signs.now(), None
+@asynccontextmanager
+async def hold_async(
+    store: Store,
+    name: str,
+    life: float = LIFE,
+    wait_s: float = WAIT,
+    on_wait: Callable[[str], None] = lambda who: None,
+) -> AsyncIterator[Lease]:
+    """As `hold`; who is cancelled waits no longer, and leaves no lease behind."""
+    waiting = _Waiting(store, name, wait_s, on_wait)
+    while True:
+        trying = asyncio.create_task(asyncio.to_thread(_taken, store, name, life, waiting))
+        try:
+            lease = await asyncio.shield(trying)
+        except asyncio.CancelledError:
+            if lease := await trying:
+                await asyncio.to_thread(_let_go, lease)
+            raise
+        if lease:
+            break
+        await asyncio.sleep(min(TICK, life / 5))
+    try:
+        with signs.renewed("lease", life / 5, lease.renew):
+            yield lease
+    finally:
+        await asyncio.to_thread(_let_go, lease)
+
+
+@dataclass
+class _Waiting:
+    """Who waits for whom: since when, and how long at most."""
+
+    store: Store
+    name: str
+    wait_s: float
+    on_wait: Callable[[str], None]
+    since: float = field(default_factory=signs.now)
+    told: str | None = None
+
+    def see(self, found: "Found") -> None:
+        """Raises PairmillError after the wait; else tells who has it, once for each."""
+        if signs.now() - self.since > self.wait_s:
+            raise PairmillError(
+                f"the {self.name} of {self.store.uri} are in use by {found.who}, for more than "
+                f"{self.wait_s:.0f} s; run this again when that build has ended, or end it if it "
+                "hangs"
+            )
+        holder = str(found.sign.get("holder"))
+        if holder != self.told:
+            self.told = holder
+            self.on_wait(found.who)
+
+
+def _taken(store: Store, name: str, life: float, waiting: _Waiting) -> Lease | None:
+    """The lease, or None while another one has it."""
     while True:
         before, found = signs.now(), _read(store, name)
-        if _is_free(store, found):
-            epoch = found.epoch + 1 if found.epoch else int(pins.clock(store))
-            lease = Lease(store, name, life, epoch, before)
-            with suppress(Conflict):
-                lease._put(found.etag)
-                return lease
-            continue
-        if signs.now() - start > wait_s:
-            raise PairmillError(
-                f"the {name} of {store.uri} are in use by {found.who}, for more than "
-                f"{wait_s:.0f} s; run this again when that build has ended, or end it if it hangs"
-            )
-        if told != found.sign.get("holder"):
-            told = found.sign.get("holder")
-            on_wait(found.who)
-        time.sleep(min(TICK, life / 5))
+        if not _is_free(store, found):
+            waiting.see(found)
+            return None
+        epoch = found.epoch + 1 if found.epoch else int(pins.clock(store))
+        lease = Lease(store, name, life, epoch, before)
+        with suppress(Conflict):
+            lease._put(found.etag)
+            return lease
+
+
+def _let_go(lease: Lease) -> None:
+    with suppress(StoreError):
+        lease.release()
 
 
 def _read(store: Store, name: str) -> Found:

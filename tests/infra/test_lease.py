@@ -1,5 +1,6 @@
 """Leases: one holder at a time, an epoch for each, and a way on when a holder dies."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -120,6 +121,55 @@ def test_a_lease_that_nobody_took_is_good_again_after_an_outage(store, monkeypat
             with pytest.raises(PairmillError, match="could not be renewed"):
                 found.check()
         found.check()
+
+
+def test_of_an_event_loop_it_is_as_of_a_thread(store):
+    told = []
+
+    async def wait_and_give_up():
+        async with lease.hold_async(store, "answers", on_wait=told.append):
+            raise AssertionError("two have it")
+
+    async def hold():
+        async with lease.hold_async(store, "answers") as first:
+            first.check()
+            waiting = asyncio.create_task(wait_and_give_up())
+            while not told:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            with pytest.raises(PairmillError, match="in use by process"):
+                async with lease.hold_async(store, "answers", wait_s=0):
+                    pass
+            return first.epoch
+
+    epoch = asyncio.run(hold())
+    assert held(store) == {"format": 1, "epoch": epoch} and len(told) == 1
+
+
+def test_who_is_cancelled_while_it_takes_the_lease_leaves_none_behind(store, monkeypatch):
+    taking, put = threading.Event(), FolderStore.put
+
+    def slow(self, key, data, **conditions):
+        taking.set()
+        time.sleep(0.2)
+        return put(self, key, data, **conditions)
+
+    async def hold():
+        async with lease.hold_async(store, "answers"):
+            raise AssertionError("it was cancelled")
+
+    async def cancel():
+        task = asyncio.create_task(hold())
+        await asyncio.to_thread(taking.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    monkeypatch.setattr(FolderStore, "put", slow)
+    asyncio.run(cancel())
+    assert "holder" not in held(store) and held(store)["epoch"]
 
 
 @pytest.mark.parametrize("harm", [FolderStore.delete, lambda store, key: store.put(key, b"{")])
