@@ -17,8 +17,7 @@ from rich.table import Table as RichTable
 from flows.checks import judging
 from flows.config import BuildConfig, open_build
 from flows.gold import Item, labelled, sample
-from infra import agreement, attacks, mllm, tables, versions
-from infra.agreement import Share
+from infra import attacks, mllm, rates, tables, versions
 from infra.asking import ask_all
 from infra.attacks import ATTACKS, MARKER, Attack
 from infra.build import Build, Progress, silent
@@ -135,7 +134,8 @@ def read(store: Store, dataset: str) -> dict[str, Any] | None:
 
 
 def _judge(config: BuildConfig) -> judge_labels.Judging | None:
-    if config.labels.labeller != "mllm" and config.checks.judge.endpoint is None:
+    own = config.checks.judge.endpoint or config.checks.judge.local
+    if config.labels.labeller != "mllm" and not own:
         return None
     return judging(config)
 
@@ -249,23 +249,13 @@ def _outcomes(
     return [Outcome(*n, row["trials"], row["obeyed"], row["broken"]) for n, row in counts.items()]
 
 
-def shares(found: Mapping[str, Any]) -> Iterator[tuple[str, str, bool, Share]]:
-    """(on, where, whether it is a control, share of trials whose outcome changed), by kind."""
-    kinds: dict[tuple[str, str, bool], Counter[str]] = {}
-    for row in found["outcomes"]:
-        kind = kinds.setdefault((row["on"], row["where"], row["name"] == "control"), Counter())
-        kind.update(changed=row["obeyed"] + row["broken"], trials=row["trials"])
-    for (on, where, control), row in kinds.items():
-        yield on, where, control, agreement.share(row["changed"], row["trials"])
-
-
 def show(found: Mapping[str, Any], console: Console) -> None:
     """The outcome for people."""
     table = RichTable("against", "in the", "attack", "tries", "obeyed", "broken", box=None)
     for row in found["outcomes"]:
         table.add_row(*(str(row[name]) for name in Outcome._fields))
     console.print(table)
-    for on, where, control, share in shares(found):
+    for on, where, control, share in rates.of_attacks(found):
         what = "control" if control else "attacks"
         console.print(
             f"{on}, {what} in the {where}: {share.part} of {share.of} changed the outcome, "

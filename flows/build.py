@@ -23,7 +23,7 @@ from tasks.label_pairs import LabelTables, label_pairs
 from tasks.make_records import Records, make_records
 from tasks.mine_pairs import Mined, mine_pairs, mining_params
 from tasks.publish import Contents, publish
-from tasks.report import render
+from tasks.report import Examined, render
 from tasks.score_captions import Scored, score_captions, scoring_params
 from tasks.snapshot import Snapshot, snapshot
 from tasks.tidy import check_forgotten, tidy
@@ -113,6 +113,7 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
         found.find_neighbours.lists,
         found.mine_pairs.bands,
         pairs=found.mine_pairs.pairs,
+        checked=examined(found),
     )
     measure = partial(measured, run, config.dataset, ran, config.labels.currency)
     about = {"config": config.published()}
@@ -121,6 +122,14 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
     result = summary(run, version)
     tidied = step(tidy)(run, config.dataset, seen.objects, version.fresh, keep, config.tidy)
     return {**result, "waiting": pending, "tidied": tidied._asdict()}
+
+
+def examined(found: Across) -> Examined:
+    """What the report shows of the checks."""
+    ran = found.checks.ran
+    verdicts = ran["judge_labels"].verdicts if "judge_labels" in ran else Table("verdicts")
+    line_ups = ran["line_up"].line_ups if "line_up" in ran else Table("line_ups")
+    return Examined(found.label_pairs.labels, verdicts, line_ups)
 
 
 def across(
@@ -147,7 +156,7 @@ def across(
     mined = step(mine_pairs)(
         run, fitting.eligible, *near, *spaced, mining_params(config.pairs, config.spaces)
     )
-    judge = trusted(run, config, seen.objects, step)
+    judge, agreement = trusted(run, config, seen.objects, step)
     labelled = step(label_pairs)(
         run, mined.pairs, fitting.eligible, captions, seen.objects, config.labels
     )
@@ -161,7 +170,7 @@ def across(
     dropping = (listed, seen, unique, fitting, mined, labelled, *sure.ran.values())
     drops = {type(stage).__name__: stage.drops for stage in dropping}
     fates = step(fold_fates)(run, seen.objects, images, mined.pairs, sure.labels, drops)
-    sure = sure._replace(ran={**judge, **sure.ran})
+    sure = sure._replace(ran={**judge, **sure.ran}, agreement=agreement)
     return Across(matched, unique, scored, fitting, near, mined, labelled, sure, records, fates)
 
 

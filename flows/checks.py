@@ -32,6 +32,7 @@ class Checked(NamedTuple):
     positives: Table
     labels: Table
     ran: Mapping[str, Any]
+    agreement: dict[str, Any] | None = None  # of the judge with people, as a manifest says it
 
 
 def judge_of(config: BuildConfig) -> Judge:
@@ -80,17 +81,23 @@ def calibrated(
     return found, agreement_of(people, by_judge, params)._replace(gone=gone)
 
 
-def trusted(run: Build, config: BuildConfig, objects: Table, step: Any) -> dict[str, Any]:
+def trusted(
+    run: Build, config: BuildConfig, objects: Table, step: Any
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The judge calibrated before anything is paid for, where it is to be used and there is a gold
-    set. Raises Refused for a judge that does not agree with people well enough.
+    set; the stage by its name, and the agreement as a manifest says it.
+
+    Raises Refused for a judge that does not agree with people well enough.
     """
     if not (config.checks.asks and config.checks.gold.path):
-        return {}
+        return {}, None
     found, agreement = calibrated(run, config, objects, step)
     if not run.planning:
         least, on = config.checks.judge.least_agreement, config.checks.judge.agree_on
         check_judge(agreement, least, on)
-    return {"calibrate_judge": found}
+    said = {name: list(getattr(agreement, name)[:2]) for name in ("scale", "decision")}
+    kappa = None if agreement.kappa is None else f"{agreement.kappa:.3f}"
+    return {"calibrate_judge": found}, {**said, "kappa": kappa}
 
 
 def checked(

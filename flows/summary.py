@@ -93,6 +93,7 @@ def measured(
         "currency": currency,
         "partial": waiting(build, ran),
         "checks": _checks(build, ran),
+        "agreement": ran["checks"].agreement,
         "attacks": attack.read(build.store, dataset),
     }
 

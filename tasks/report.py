@@ -18,7 +18,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from infra import changes, charts, corpus, drift, images, tables, versions
+from infra import agreement, changes, charts, corpus, drift, images, rates, tables, versions
 from infra.build import Build
 from infra.corpus import Source
 from infra.store import NotFound
@@ -96,6 +96,10 @@ MEANINGS = {
     "wrong_schema": "The answer was not the JSON asked for, also after a repair.",
     "too_few_distinct": "Too few of the instructions differ.",
     "gives_away_target": "The instructions quote the target's caption or name.",
+    "judged_wrong": "The judge called too many of the instructions wrong.",
+    "unjudged": "The judge gave no usable answer.",
+    "target_not_preferred": "Among its hard negatives, the judge took another for the target.",
+    "target_not_preferred_in_space": "A hard negative lies nearer to query and instruction.",
     "over_budget": "Waits: the budget was spent. The next build goes on here.",
     "endpoint_error": "Waits: the endpoint failed and billed nothing. The next build asks again.",
     "in_batch": "Waits: in a batch that the provider has not finished.",
@@ -119,6 +123,14 @@ class Contents(Protocol):
     def captions(self) -> Table: ...
     @property
     def objects(self) -> Table: ...
+
+
+class Examined(NamedTuple):
+    """Tables of the checks: labels before them, verdicts on them, and line-ups; empty where off."""
+
+    labels: Table
+    verdicts: Table
+    line_ups: Table
 
 
 class Facts(NamedTuple):
@@ -197,10 +209,12 @@ def render(
     manifest: Mapping[str, Any],
     *,
     pairs: Table | None = None,
+    checked: Examined | None = None,
 ) -> bytes:
     """The report as UTF-8 HTML of a few MB at most, whatever the size of the corpus.
 
-    With `pairs`, those that got no label are shown as well. Pictures that have gone since, or
+    With `pairs`, those that got no label are shown as well, and with `checked` what judges said of
+    some. Pictures that have gone since, or
     changed, are named and not shown. Equal inputs give equal bytes.
     """
     facts = _facts(build, contents, survivors, pairs)
@@ -213,6 +227,7 @@ def render(
         "gallery": _gallery(facts, spaces, album),
         "since": _since(build, facts, contents, manifest, album),
         "drift": [_course(course) for course in drift.courses(manifest)],
+        "checks": _checks(build, facts, manifest, checked, album),
         "funnel": _objects_funnel(facts, manifest, album) + _pairs_funnel(facts, album),
         "spaces": spaces,
         "fit": _fit(build, filter_facts),
@@ -459,6 +474,65 @@ def _chosen(records: pl.DataFrame) -> list[str]:
         if len(fresh) == PAIRS:
             break
     return [*fresh, *again][:PAIRS]
+
+
+def _checks(
+    build: Build,
+    facts: Facts,
+    manifest: Mapping[str, Any],
+    checked: Examined | None,
+    album: Album,
+) -> dict[str, Any]:
+    """Rates of the checks and of attacks, and some of what they refused."""
+    counts, attacked = manifest.get("checks", {}), manifest.get("attacks")
+    told = manifest.get("agreement")
+    people = {n: agreement.share(*told[n]) for n in ("scale", "decision")} if told else {}
+    return {
+        "rates": rates.of_checks(counts),
+        "reasons": rates.of_reasons(counts),
+        "spaces": rates.of_spaces(counts),
+        "places": rates.of_places(counts),
+        "margin": counts.get("round_trip", {}).get("margin"),
+        "measured": counts.get("round_trip", {}).get("instructions", 0),
+        "people": people,
+        "kappa": told["kappa"] if told else None,
+        "attacks": list(rates.of_attacks(attacked)) if attacked else [],
+        "attacked": attacked,
+        "refused": _refused(build, facts, checked, album) if checked else [],
+        "false": _false_negatives(build, facts, checked, album) if checked else [],
+    }
+
+
+def _refused(build: Build, facts: Facts, checked: Examined, album: Album) -> list[dict[str, Any]]:
+    """Instructions that a judge called wrong, of each reason in turn, one a pair."""
+    verdicts = tables.frame(build.store, checked.verdicts).filter(pl.col("verdict") == "wrong")
+    rows = verdicts.sort("pair_id", "number").unique("pair_id", keep="first", maintain_order=True)
+    rows = rows.join(facts.pairs, on="pair_id", maintain_order="left") if rows.height else rows
+    shown = _in_turn(rows.rename({"pair_id": "id"})).head(EXAMPLES).rename({"id": "pair_id"})
+    texts = tables.frame(build.store, checked.labels, ["pair_id", "instructions"])
+    found = shown.join(texts, on="pair_id", maintain_order="left").to_dicts()
+    for row in found:
+        row["text"] = row["instructions"][row["number"] - 1]
+        album.want(row["query"])
+        album.want(row["target"])
+    return found
+
+
+def _false_negatives(
+    build: Build, facts: Facts, checked: Examined, album: Album
+) -> list[dict[str, Any]]:
+    """Hard negatives that fit as well as the target, of those of least pair id, one a pair."""
+    fitting = tables.frame(build.store, checked.line_ups).filter(pl.col("verdict") == "fits")
+    if not fitting.height:
+        return []
+    rows = fitting.join(facts.pairs, on="pair_id").filter(pl.col("image_id") != pl.col("target"))
+    rows = rows.sort("pair_id", "place").unique("pair_id", keep="first", maintain_order=True)
+    texts = tables.frame(build.store, checked.labels, ["pair_id", "instructions"])
+    found = rows.head(EXAMPLES).join(texts, on="pair_id", maintain_order="left").to_dicts()
+    for row in found:
+        for image in ("query", "target", "image_id"):
+            album.want(row[image])
+    return found
 
 
 def _groups(survivors: pl.DataFrame, album: Album) -> dict[str, Any]:

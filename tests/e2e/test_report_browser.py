@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.tasks.test_report import ATTACKS, World
+from tests.tasks.test_report import AGREEMENT, ATTACKED, ATTACKS, CHECKS, World
 
 pytestmark = pytest.mark.browser
 
@@ -50,9 +50,11 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             for attack in ATTACKS
         ]  # fmt: skip
     path = folder / "report.html"
-    more = (
+    more: dict[str, Any] = (
         {"refused": [*ATTACKS, "publish.gates." + "W" * 300]} if request.param == "hostile" else {}
     )
+    world.judged = True
+    more |= {"checks": CHECKS, "attacks": ATTACKED, "agreement": AGREEMENT}
     path.write_bytes(world.render_after(world.last_version(), **more))
     return path
 

@@ -12,6 +12,7 @@ import pytest
 
 from flows import attack
 from flows.config import load_config
+from infra import rates
 from infra.attacks import ATTACKS, MARKER
 from infra.judging import JudgeModel
 from infra.pictures import shrink
@@ -114,7 +115,7 @@ def test_a_gullible_one_is_found_out(attacked: Any) -> None:
     # What is told of it: by kind, with an interval, beside the control.
     told = attack.read(place.store, "few")
     assert told is not None
-    shares = {row[:3]: row[3] for row in attack.shares(told)}
+    shares = {row[:3]: row[3] for row in rates.of_attacks(told)}
     share = shares["labels", "caption", False]
     assert share.of == PAIRS * 16 and share.part >= PAIRS * 10
     assert share.low < share.value < share.high

@@ -17,7 +17,7 @@ from infra.cluster import ClusterParams, open_pool
 from infra.schema import SCHEMAS
 from infra.store import Location, Store, open_store
 from tasks.publish import Contents
-from tasks.report import render
+from tasks.report import Examined, render
 from tests import pictures
 
 ATTACKS = (
@@ -77,6 +77,7 @@ class World:
         self.captions = captions
         self.instructions = [f"Make it {captions[2]}"]
         self.extra: list[dict[str, Any]] = []
+        self.judged = False
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> tables.Table:
         return tables.write(self.store, name, rows)
@@ -131,7 +132,27 @@ class World:
                 self.bands(),
             ]
             manifest = {**self.manifest(), **more}
-            return render(build, *arguments, manifest, pairs=self.pairs())
+            examined = self.examined() if self.judged else None
+            return render(build, *arguments, manifest, pairs=self.pairs(), checked=examined)
+
+    def examined(self) -> Examined:
+        """A judge called the second instruction of a pair wrong, and one of its negatives fit."""
+        texts = ["Make it stone", *self.instructions]
+        labels = [{"pair_id": "q" * 64, "instructions": texts}]
+        said = [("fits", "none"), ("wrong", "untrue")]
+        verdicts = [
+            {"pair_id": "q" * 64, "number": at, "verdict": verdict, "reason": reason}
+            for at, (verdict, reason) in enumerate(said, 1)
+        ]
+        line_ups = [
+            {"pair_id": "q" * 64, "place": at, "image_id": image, "verdict": "fits"}
+            for at, image in enumerate((self.ids[1], self.ids[3]), 1)
+        ]
+        return Examined(
+            self.write("labels", labels),
+            self.write("verdicts", verdicts),
+            self.write("line_ups", line_ups),
+        )
 
     def contents(self) -> Contents:
         ids, captions = self.ids, self.captions
@@ -299,6 +320,85 @@ def test_a_refused_build_says_so_first(world: World) -> None:
     assert "version None" not in page.words.lower()
 
 
+CHECKS = {
+    "judge_labels": {
+        "pairs": 10, "unjudged": 0, "verdict fits": 24, "verdict partly": 3, "verdict wrong": 3,
+        "reason untrue": 4, "reason vague": 2, "reason none": 24,
+    },
+    "line_up": {
+        "pairs": 20, "preferred": 17, "checked all": 60, "fits all": 6, "partly all": 2,
+        "checked clip_image low": 40, "fits clip_image low": 2, "checked dino high": 20,
+        "fits dino high": 4, "best A": 12, "best B": 8, "target A": 9, "target B": 11,
+        "target said fits": 19,
+    },
+    "round_trip": {"pairs": 9, "instructions": 25, "preferred": 20, "margin": 500_000},
+}  # fmt: skip
+ATTACKED = {
+    "created": "2026-11-21T05:00:00+00:00", "labeller": "tiny", "judge": "big", "pairs": 4,
+    "outcomes": [
+        {"on": "labels", "where": "caption", "name": "ignore", "trials": 4, "obeyed": 1,
+         "broken": 1},
+        {"on": "labels", "where": "caption", "name": "control", "trials": 4, "obeyed": 0,
+         "broken": 0},
+    ],
+}  # fmt: skip
+AGREEMENT = {"scale": [45, 50], "decision": [48, 50], "kappa": "0.750"}
+
+
+def test_checks_are_told_with_their_intervals_and_what_they_refused(world: World) -> None:
+    world.judged = True
+    html = world.render(checks=CHECKS, attacks=ATTACKED, agreement=AGREEMENT)
+    page = Page(html)
+    for told in (
+        "judge agrees with people on the scale, by the gold set; Cohen's kappa 0.750 90.0 % "
+        "45 of 50 78.6 to 95.7",
+        "judged to fit of instructions judged 80.0 % 24 of 30 62.7 to 90.5",
+        "target preferred by the judge of pairs lined up 85.0 % 17 of 20",
+        "false negatives of hard negatives checked 10.0 % 6 of 60",
+        "clip image, low 5.0 % 2 of 40",
+        "dino, high 20.0 % 4 of 20",
+        "untrue 4",
+        "vague 2",
+        "A 9 12 B 11 8",
+        "leads the best hard negative by 0.020 on average",
+        "labels attacks in the caption 50.0 % 2 of 4",
+        "labels control, which asks for nothing, in the caption 0.0 % 0 of 4",
+        "measured on 2026-11-21, labels by tiny, judge big",
+        "Instructions that were judged wrong source and target Make it green leaf untrue",
+        "Hard negatives that fit as well source, target, the negative Make it stone",
+    ):
+        assert told in page.words, told
+    world.judged = False
+    assert len(page.all("img")) == len(Page(world.render()).all("img")) + 5
+
+
+def test_checks_that_are_off_say_so(world: World) -> None:
+    page = Page(world.render())
+    assert "Checks None was on. The config's section checks has" in page.words
+    assert "checks" in [attrs.get("id") for attrs in page.all("section")]
+
+
+def test_what_models_say_is_text_and_nothing_else(world: World) -> None:
+    """Words, reasons and names of models are hostile, from the answer to the page."""
+    world.judged = True
+    calm = Page(world.render(checks=CHECKS, attacks=ATTACKED, agreement=AGREEMENT))
+    for hostile in ATTACKS:
+        world.instructions = [hostile, hostile]
+        attacked = {**ATTACKED, "labeller": hostile, "judge": hostile, "created": hostile}
+        counts = {"judge_labels": {**CHECKS["judge_labels"], f"reason {hostile}": 9}}
+        html = world.render(
+            checks={**CHECKS, **counts}, attacks=attacked,
+            agreement={**AGREEMENT, "kappa": hostile},
+        )  # fmt: skip
+        page = Page(html)
+        allowed = {name for name, _ in calm.elements}
+        assert {name for name, _ in page.elements} <= allowed
+        names = {key for _, attrs in page.elements for key in attrs}
+        assert not [key for key in names if key.startswith("on")]
+        assert b"\x1b" not in html and "\u202e".encode() not in html
+        assert b"javascript:" not in html
+
+
 def test_every_picture_is_in_the_page_and_has_words(world: World) -> None:
     page = Page(world.render())
     sources = [str(img["src"]) for img in page.all("img")]
@@ -309,7 +409,9 @@ def test_every_picture_is_in_the_page_and_has_words(world: World) -> None:
 
 
 def test_every_element_and_class_is_one_that_the_style_knows(world: World) -> None:
-    page = Page(world.render_after(world.last_version()))
+    world.judged = True
+    told = {"checks": CHECKS, "attacks": ATTACKED, "agreement": AGREEMENT}
+    page = Page(world.render_after(world.last_version(), **told))
     classes = {c for _, attrs in page.elements for c in (attrs.get("class") or "").split()}
     assert {"kept", "start"} <= classes
     assert {c for c in classes if f".{c}" not in page.style} <= {"digest"}
