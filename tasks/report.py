@@ -52,6 +52,7 @@ SECTIONS = (
     ("pairs", "Pairs"),
     ("since", "Since the last version"),
     ("funnel", "What became of it all"),
+    ("checks", "Checks"),
     ("scores", "Scores"),
     ("drift", "Drift"),
     ("copies", "Near-duplicates"),
