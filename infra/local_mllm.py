@@ -9,7 +9,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -210,7 +209,8 @@ def _from_hub(local: LocalModel) -> Path:
 
 def _refused(local: LocalModel, error: Exception) -> ConfigError:
     cause = " ".join(str(error).split())[:300] or type(error).__name__
-    return ConfigError(f"models: transformers can't load {local.name!r}: {cause}")
+    where = f" at {local.revision!r}" if local.revision else ""
+    return ConfigError(f"models: transformers can't load {local.name!r}{where}: {cause}")
 
 
 def load(local: LocalModel) -> Loaded:
@@ -234,6 +234,8 @@ def _load(local: LocalModel) -> Loaded:
     import transformers
 
     folder, device = find(local), choose_device(local.device)
+    # It warns of settings that are meant, amid the progress bars.
+    transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -476,9 +478,11 @@ def write(loaded: Loaded, prompts: Sequence[Prompt], inputs: dict[str, Any], **m
         **inputs,
         max_new_tokens=max(limits),
         do_sample=False,
+        num_beams=1,
         temperature=None,
         top_k=None,
         top_p=None,
+        min_p=None,
         logits_processor=choose,
         stopping_criteria=[_Limits(loaded.device, start, limits)],
         return_dict_in_generate=True,
@@ -504,7 +508,7 @@ class _Draw:
         defaults: Any,
     ) -> None:
         import torch
-        from transformers import TopKLogitsWarper, TopPLogitsWarper
+        from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         self._start = start
         self._numbers = torch.tensor(np.stack([_numbers(seed, steps) for seed in seeds])).to(device)
@@ -514,6 +518,8 @@ class _Draw:
             self._cuts.append(TopKLogitsWarper(defaults.top_k))
         if defaults.top_p is not None and defaults.top_p < 1:
             self._cuts.append(TopPLogitsWarper(defaults.top_p))
+        if defaults.min_p is not None:
+            self._cuts.append(MinPLogitsWarper(defaults.min_p))
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         import torch
@@ -649,9 +655,12 @@ class InProcess:
             first = await self._waiting.get()
             await self._free.acquire()
             batch = [first]
-            with suppress(TimeoutError):
-                while len(batch) < self._local.batch_size:
-                    batch.append(await asyncio.wait_for(self._waiting.get(), self._linger_s))
+            while len(batch) < self._local.batch_size:
+                if self._waiting.empty():
+                    await asyncio.sleep(self._linger_s)
+                if self._waiting.empty():
+                    break
+                batch.append(self._waiting.get_nowait())
             self._start(self._answer(batch))
 
     async def _answer(self, batch: list[tuple[Request, asyncio.Future[Response]]]) -> None:

@@ -380,6 +380,24 @@ def test_an_unknown_name_is_refused_without_a_network(monkeypatch):
     assert "owner/none" in refusal(LocalModel(name="owner/none", device="cpu"))
 
 
+def test_a_name_of_a_hub_is_its_snapshot(qwen, tmp_path, monkeypatch):
+    """In the layout of the hub's cache, which is what a machine without a network has of it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, commits = tmp_path / "models--owner--tiny", {"main": "1" * 40, "old": "2" * 40}
+    (repository / "refs").mkdir(parents=True)
+    for name, commit in commits.items():
+        (repository / "refs" / name).write_text(commit)
+    shutil.copytree(qwen.name, repository / "snapshots" / commits["main"])
+    write_qwen(repository / "snapshots" / commits["old"], seed=9)
+    hub = qwen.model_copy(update={"name": "owner/tiny"})
+    assert numerics(hub) == numerics(qwen)
+    old = hub.model_copy(update={"revision": "old"})
+    assert numerics(old) != numerics(qwen)
+    assert generate(old, [prompt(0)]) != generate(hub, [prompt(0)])
+    assert "at 'other'" in refusal(hub.model_copy(update={"revision": "other"}))
+
+
 def test_a_model_in_a_bucket_is_the_same_model(moto_endpoint, qwen, tmp_path, monkeypatch):
     import boto3
 
