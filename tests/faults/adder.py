@@ -10,18 +10,21 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infra import lease, responses
+from infra.errors import PairmillError
 from infra.folder import FolderStore
 from tests.answers import answer, key
 from tests.faults.night import Die, counted_writes
 
 WORKERS = 12
 FOR_EVER = 1 << 30
+REFUSED = 3  # the exit status of who lost the lease
 
 
 class Server:
@@ -61,7 +64,13 @@ def serve() -> None:
         how = json.loads(line)
         process = os.fork()
         if not process:
-            live(**how)
+            try:
+                live(**how)
+            except PairmillError:
+                os._exit(REFUSED)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(2)
             os._exit(0)
         print(process, flush=True)
         _, status = os.waitpid(process, 0)
@@ -69,7 +78,13 @@ def serve() -> None:
 
 
 def live(
-    store: str, told: str, name: str, at: int | None = None, mode: str = "add", rounds: int = 40
+    store: str,
+    told: str,
+    name: str,
+    at: int | None = None,
+    mode: str = "add",
+    rounds: int = 40,
+    life: float = 60.0,
 ) -> None:
     """Add answers, or contend; `at` is the write to the store before which it dies."""
     responses.FLUSH_SECONDS, responses.FLUSH_ANSWERS = 0.005, 8
@@ -79,13 +94,13 @@ def live(
         before = None if at is None else Die(at)
         with counted_writes(nobody, before, None):
             if mode == "add":
-                asyncio.run(add(FolderStore(store), name, file, rounds))
+                asyncio.run(add(FolderStore(store), name, file, rounds, life))
             else:
                 contend(FolderStore(store), file, rounds)
 
 
-async def add(store: FolderStore, name: str, told: Any, rounds: int) -> None:
-    with lease.hold(store, responses.LEASE) as held:
+async def add(store: FolderStore, name: str, told: Any, rounds: int, life: float) -> None:
+    with lease.hold(store, responses.LEASE, life) as held:
         async with responses.open_responses(store, held) as opened:
 
             async def work(worker: int) -> None:

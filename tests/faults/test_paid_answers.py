@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from infra import growing, tables
+from infra import growing, responses, tables
 from infra.folder import FolderStore
 from infra.ledger import Ledger
 from infra.responses import FAMILY, KIND, SEGMENTS, look
-from infra.store import listed
-from tests.answers import kept
-from tests.faults.adder import FOR_EVER, Server, keys, served
+from infra.store import Location, listed, open_store
+from tests.answers import answer, kept, key
+from tests.faults.adder import FOR_EVER, REFUSED, Server, keys, served
+from tests.faults.proxy import Proxy
+from tests.infra.conftest import aws_environment, moto_endpoint  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,41 @@ def test_of_contenders_that_are_killed_never_two_have_the_lease(server, store, t
             assert other.ended() == 0  # it went on alone
     epochs = [int(line) for line in told.read_text().split()]
     assert epochs == sorted(set(epochs)) and len(epochs) > 160
+
+
+def test_whoever_stood_still_and_was_overtaken_stops_and_loses_nothing(server, store, tmp_path):
+    told = tmp_path / "told"
+    process = server.begin(store=store.uri, told=str(told), name="slow", rounds=FOR_EVER, life=0.5)
+    while not keys(told):
+        time.sleep(0.01)
+    os.kill(process, signal.SIGSTOP)
+    others = [answer(f"slow {worker} {number}", "mine") for worker in (0, 1) for number in range(9)]
+    kept(store, *others)  # it waits until nobody has given a sign of life for half a second
+    os.kill(process, signal.SIGCONT)
+    assert server.ended() == REFUSED
+    assert all(look(store).get(name) for name in keys(told))
+    each_once(store)
+    assert all(look(store).get(name) for name in keys(told))
+
+
+def test_a_bucket_that_fails_on_the_way_loses_nothing(moto_endpoint, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(responses, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(responses, "FLUSH_ANSWERS", 4)
+    monkeypatch.setattr(responses, "PILE", 3)
+    proxy = Proxy(moto_endpoint, seed=3, faults=("500", "503", "reset", "truncated", "lost answer"))
+    where = Location(uri="s3://corpus/paid", endpoint=proxy.endpoint, region="us-east-1")
+    names = [[f"{turn} {number}" for number in range(24)] for turn in range(3)]
+    try:
+        proxy.share = 0.1
+        for turn in names:
+            said = kept(open_store(where), *map(answer, turn))
+            assert said == [answer(name) for name in turn]
+    finally:
+        proxy.close()
+    store = open_store(where.model_copy(update={"endpoint": moto_endpoint}))
+    each_once(store)
+    assert all(look(store).get(key(name)) for turn in names for name in turn)
+    assert sum(proxy.drawn.values()) > 5, proxy.drawn
 
 
 @pytest.mark.soak
