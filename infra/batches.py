@@ -598,15 +598,12 @@ def read_lines(client: Client, text: str, outcomes: dict[str, Outcome]) -> None:
 
 
 def _outcome(client: Client, line: dict[str, Any]) -> Outcome:
-    from openai.types.chat import ChatCompletion
-
     host, found = client.server.host, line.get("response")
     response = found if isinstance(found, dict) else {}
     status, body = response.get("status_code"), response.get("body")
     if status == 200:
-        completion = ChatCompletion.construct(**body) if isinstance(body, dict) else None
         try:
-            return mllm.read_completion(host, completion)
+            return mllm.read_completion(mllm.completion_of(client, body))
         except CallFailed as failure:
             return failure
     wrong = line.get("error") or body or {}

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from infra.budget import Prices
 from infra.canonical import digest, settings
@@ -432,20 +432,18 @@ async def _find_format(client: Client, request: Request) -> Response:
 
 async def _send(client: Client, request: Request, form: Format) -> Response:
     import openai
-    from openai.types.chat import ChatCompletion
 
     asked = await body(client, request, form)
-    completion = None
+    found: Any = None
     try:
         with failures(client):
             async with asyncio.timeout(client.endpoint.timeout_s):
                 # As `chat.completions.create`, which walks through the whole body once more.
-                completion = await client.openai.post(
-                    "/chat/completions", body=asked, cast_to=ChatCompletion
-                )
+                found = await client.openai.post("/chat/completions", body=asked, cast_to=object)
     except (ValueError, openai.APIError):
         pass
-    response = read_completion(client.server.host, completion)
+    completion = completion_of(client, found)
+    response = read_completion(completion)
     if _is_anothers(client, request, completion, response.text):
         raise CallFailed(
             f"{client.server.host} gave the answer to another question; see the server's log",
@@ -453,26 +451,6 @@ async def _send(client: Client, request: Request, form: Format) -> Response:
             maybe_billed=True,
         )
     return response
-
-
-def _is_anothers(client: Client, request: Request, completion: Any, text: str) -> bool:
-    """Whether the same answer came to another question before: somebody mixes up answers.
-
-    Answers are told apart by their ids, unless these turn out to be no names.
-    """
-    name = f"{completion.id} {completion.created}"
-    if client.heard is None or not completion.id:
-        return False
-    question = hash((request.instructions, request.pictures, request.text, request.turns))
-    before = client.heard.setdefault(name, (question, text))
-    while len(client.heard) > HEARD:
-        del client.heard[next(iter(client.heard))]
-    if before[0] == question:
-        return False
-    if before[1] != text:
-        client.heard = None
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -550,19 +528,59 @@ def _excerpt(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:199]}\u2026"
 
 
-def read_completion(host: str, completion: Any) -> Response:
-    """The answer in a chat completion. Raises CallFailed where it is none."""
-    from openai.types.chat import ChatCompletion
+def _texts(content: Any) -> Any:
+    """Content as one text, where a server sends it in parts."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "".join(part for part in parts if isinstance(part, str))
 
-    if not isinstance(completion, ChatCompletion) or not completion.choices:
+
+_Words = Annotated[str | None, BeforeValidator(_texts)]
+_Name = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else "")]
+
+
+class _Message(BaseModel):
+    content: _Words = None
+    refusal: _Words = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: _Name = ""
+
+
+class Completion(BaseModel):
+    """A chat completion, as far as it is read; the package itself takes anything for one."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    id: _Name = ""
+    model: _Name = ""
+    created: Any = None
+    usage: Any = None
+
+
+def completion_of(client: Client, found: Any) -> Completion:
+    """What a server sent, as a chat completion. Raises CallFailed where it is none."""
+    try:
+        return Completion.model_validate(found)
+    except ValidationError:
+        said = "; check endpoint.url (it usually ends in /v1)"
+        if isinstance(found, dict) and found.get("error"):
+            said = f": {told(client, str(found['error']))}"
         raise CallFailed(
-            f"{host} answered with something that is no chat completion;"
-            " check endpoint.url (it usually ends in /v1)",
+            f"{client.server.host} answered with something that is no chat completion{said}",
             maybe_billed=True,
-        )
+        ) from None
+
+
+def read_completion(completion: Completion) -> Response:
+    """The answer in a chat completion."""
     choice = completion.choices[0]
-    text = (choice.message.content or "").encode("utf-8", "replace").decode()
-    refusal = getattr(choice.message, "refusal", None)
+    text, refusal = (
+        (words or "").encode("utf-8", "replace").decode()
+        for words in (choice.message.content, choice.message.refusal)
+    )
     status: Status = "answered"
     if refusal or choice.finish_reason == "content_filter":
         status, text = "refused", refusal or text
@@ -572,21 +590,43 @@ def read_completion(host: str, completion: Any) -> Response:
         status = "empty"
     elif len(text) > _ANSWER_LIMIT:
         status = "too_long"
-    return Response(
-        status, text[:_ANSWER_LIMIT], choice.finish_reason, completion.model, _usage(completion)
-    )
+    reason, usage = choice.finish_reason or None, _usage(completion.usage)
+    return Response(status, text[:_ANSWER_LIMIT], reason, completion.model, usage)
 
 
-def _usage(completion: Any) -> dict[str, int] | None:
+def _usage(found: Any) -> dict[str, int] | None:
     """Tokens as reported; None where they are not, or are no counts."""
-    found = completion.usage
-    if found is None:
+    if not isinstance(found, dict):
         return None
-    cached = getattr(found.prompt_tokens_details, "cached_tokens", None) or 0
-    usage = {"input": found.prompt_tokens, "output": found.completion_tokens, "cached": cached}
-    if not all(type(count) is int and count >= 0 for count in usage.values()):
+    details = found.get("prompt_tokens_details")
+    cached = (details.get("cached_tokens") if isinstance(details, dict) else None) or 0
+    tokens = found.get("prompt_tokens"), found.get("completion_tokens"), cached
+    counts = [count for count in tokens if type(count) is int and count >= 0]
+    if len(counts) < 3:
         return None
-    return usage if cached <= found.prompt_tokens else {**usage, "cached": 0}
+    if cached > counts[0]:
+        counts[2] = 0
+    return dict(zip(("input", "output", "cached"), counts, strict=True))
+
+
+def _is_anothers(client: Client, request: Request, completion: Completion, text: str) -> bool:
+    """Whether the same answer came to another question before: somebody mixes up answers.
+
+    Answers are told apart by their ids, unless these turn out to be no names.
+    """
+    name = f"{completion.id} {completion.created}"
+    if client.heard is None or not completion.id:
+        return False
+    question = hash((request.instructions, request.pictures, request.text, request.turns))
+    before = client.heard.setdefault(name, (question, text))
+    while len(client.heard) > HEARD:
+        del client.heard[next(iter(client.heard))]
+    if before[0] == question:
+        return False
+    if before[1] != text:
+        client.heard = None
+        return False
+    return True
 
 
 async def body(client: Client, request: Request, form: Format) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra import mllm
 from tests.mllm_answers import good
-from tests.mllm_server import BEHAVIOURS, MllmServer, digests
+from tests.mllm_server import BEHAVIOURS, MllmServer, Reply, digests
 
 PICTURES = {"a" * 64: b"first picture", "b" * 64: b"second picture"}
 
@@ -310,3 +310,60 @@ def test_ids_that_are_no_names_tell_nothing(monkeypatch):
     other = replace(REQUEST, pictures=REQUEST.pictures[::-1])
     with MllmServer(rule=lambda request: "one id") as server:
         assert len({reply.text for reply in send(server, [REQUEST, other] * 2)}) == 2
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [None, 1, "x", {}, [], [None], ["x"], [{}], [{"message": None}], [{"message": {"content": 7}}]],
+)
+def test_what_is_shaped_otherwise_is_no_answer(choices, monkeypatch):
+    def odd(request):
+        reply = good(request)
+        reply.body["choices"] = choices
+        return reply
+
+    monkeypatch.setitem(BEHAVIOURS, "odd", odd)
+    with MllmServer(["odd"]) as server:
+        (found,) = send(server, [REQUEST])
+    assert isinstance(found, mllm.CallFailed) and "no chat completion" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "response"),
+    [
+        ({"usage": 1}, {"usage": None}),
+        ({"usage": {"prompt_tokens": "5", "completion_tokens": 1}}, {"usage": None}),
+        ({"usage": {"prompt_tokens": 5}}, {"usage": None}),
+        (
+            {"usage": {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": []}},
+            {"usage": {"input": 5, "output": 1, "cached": 0}},
+        ),
+        ({"model": None, "id": 7}, {"model": ""}),
+        (
+            {"choices": [{"message": {"content": [{"text": "a"}, 1, {"text": "b"}]}}]},
+            {"text": "ab", "finish_reason": None},
+        ),
+        (
+            {"choices": [{"message": {"content": "\ud800", "refusal": ["no"]}}]},
+            {"text": "?", "status": "answered"},
+        ),
+    ],
+)
+def test_what_else_a_server_says_may_be_anything(changed, response, monkeypatch):
+    def odd(request):
+        reply = good(request)
+        reply.body |= changed
+        return reply
+
+    monkeypatch.setitem(BEHAVIOURS, "odd", odd)
+    with MllmServer(["odd"]) as server:
+        (found,) = send(server, [REQUEST])
+    assert {name: getattr(found, name) for name in response} == response
+
+
+def test_an_error_that_comes_as_an_answer_is_told(monkeypatch):
+    body = {"error": {"message": "the model is overloaded", "code": 502}}
+    monkeypatch.setitem(BEHAVIOURS, "odd", lambda request: Reply(body=body))
+    with MllmServer(["odd"]) as server:
+        (found,) = send(server, [REQUEST])
+    assert "the model is overloaded" in str(found) and "\n" not in str(found)
