@@ -216,12 +216,16 @@ def judged(
 
 
 def _facts(every: pl.DataFrame, found: pl.DataFrame) -> list[dict[str, Any]]:
-    """Counts; `margin` is the sum of (target - best negative) in 10^-6."""
+    """Counts; `margin` is the sum of (target - best negative) in 10^-6, `chance` that of the
+    probabilities, in 10^-6 as well, that the target is the first of its line drawn at random.
+    """
+    chance = every.select((1_000_000 // (pl.col("negatives").list.len() + 1)).sum()).item()
     margin = found.select(pl.col("target").cast(pl.Int64) - pl.col("negative")).to_series()
     facts = {
         "pairs": every["pair_id"].n_unique(),
         "instructions": found.height,
         "preferred": int((margin > 0).sum()),
         "margin": int(margin.sum()),
+        "chance": int(chance),
     }
     return [{"name": name, "value": value} for name, value in facts.items()]

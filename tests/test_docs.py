@@ -83,6 +83,8 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         if program != "pairmill" or not words:
             continue
         command = command_line.commands.get(words[0])
+        while hasattr(command, "commands") and len(words) > 1:
+            command, words = command.commands.get(words[1]), words[1:]
         options = {o for p in command.params for o in p.opts} if command else set()
         given = [word.partition("=")[0] for word in words[1:] if word.startswith("-")]
         if command is None or not set(given) <= {*options, "--help"}:

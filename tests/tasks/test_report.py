@@ -331,7 +331,8 @@ CHECKS = {
         "fits dino high": 4, "best A": 12, "best B": 8, "target A": 9, "target B": 11,
         "target said fits": 19,
     },
-    "round_trip": {"pairs": 9, "instructions": 25, "preferred": 20, "margin": 500_000},
+    "round_trip": {"pairs": 9, "instructions": 25, "preferred": 20, "margin": 500_000,
+                   "chance": 5_000_000},
 }  # fmt: skip
 ATTACKED = {
     "created": "2026-11-21T05:00:00+00:00", "labeller": "tiny", "judge": "big", "pairs": 4,
@@ -360,7 +361,8 @@ def test_checks_are_told_with_their_intervals_and_what_they_refused(world: World
         "untrue 4",
         "vague 2",
         "A 9 12 B 11 8",
-        "leads the best hard negative by 0.020 on average",
+        "leads the best hard negative by 0.020 on average; by chance it would be preferred in "
+        "20.0 %",
         "labels attacks in the caption 50.0 % 2 of 4",
         "labels control, which asks for nothing, in the caption 0.0 % 0 of 4",
         "measured on 2026-11-21, labels by tiny, judge big",

@@ -75,6 +75,7 @@ def test_instructions_that_lead_elsewhere_go_and_pairs_without_one_are_dropped(w
     )  # fmt: skip
     facts = {row["name"]: row["value"] for row in rows(world.build, found.facts)}
     assert (facts["pairs"], facts["instructions"], facts["preferred"]) == (3, 4, 2)
+    assert facts["chance"] == 4 * 333_333
     margins = [row["target"] - row["negative"] for row in rows(world.build, found.preferences)]
     assert facts["margin"] == sum(margins)
 
