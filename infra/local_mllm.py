@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -148,7 +148,8 @@ class Loaded:
 # Loading -------------------------------------------------------------------------------------
 
 _loading = threading.Lock()
-_loaded: dict[LocalModel, Loaded] = {}  # one at a time: two may not fit on a GPU
+_loaded: dict[str, Loaded] = {}  # one at a time: two may not fit on a GPU
+_read: dict[LocalModel, tuple[str, str]] = {}  # numerics, and the key of what is loaded
 
 
 def numerics(local: LocalModel) -> str:
@@ -157,11 +158,18 @@ def numerics(local: LocalModel) -> str:
     Its files hold weights, architecture, processor, tokenizer, chat template, and generation
     defaults. Raises ConfigError, in one line.
     """
-    folder = find(local)
+    return _numerics(local, _digests_of(find(local)))
+
+
+def _digests_of(folder: Path) -> list[list[str]]:
     files = sorted(path for path in folder.iterdir() if path.name.endswith(FILES))
+    return [[path.name, _sha256(path, path.stat().st_mtime_ns)] for path in files]
+
+
+def _numerics(local: LocalModel, files: list[list[str]]) -> str:
     shared = {
         "version": VERSION,
-        "files": [[path.name, _sha256(path, path.stat().st_mtime_ns)] for path in files],
+        "files": files,
         "dtype": _dtype(local),
         "max_new_tokens": local.max_new_tokens,
         "max_pixels": local.max_pixels,
@@ -220,13 +228,15 @@ def load(local: LocalModel) -> Loaded:
     `local.numerics` names.
     """
     with _loading:
-        if local.name.startswith("s3://") or Path(local.name).is_dir() or local not in _loaded:
-            found = numerics(local)
-            local = local.model_copy(update={"numerics": _same(local, found)})
-        if local not in _loaded:
+        if local.name.startswith("s3://") or Path(local.name).is_dir() or local not in _read:
+            files = _digests_of(find(local))
+            key = digest([files, _dtype(local), choose_device(local.device)])
+            _read[local] = _same(local, _numerics(local, files)), key
+        found, key = _read[local]
+        if key not in _loaded:
             _loaded.clear()
-            _loaded[local] = _load(local)
-        return _loaded[local]
+            _loaded[key] = _load(local)
+        return replace(_loaded[key], local=local.model_copy(update={"numerics": found}))
 
 
 def _load(local: LocalModel) -> Loaded:
@@ -456,10 +466,10 @@ def misfits(
     found: list[Response | None] = []
     for prompt, length in zip(prompts, inputs["attention_mask"].sum(1).tolist(), strict=True):
         fits = length + limit(loaded, prompt) <= loaded.context
-        said = f"{length} tokens, and the model takes {loaded.context} with the answer"
+        why = f"{length} tokens, and the model takes {loaded.context} with the answer"
         usage = {"input": length, "output": 0, "cached": 0}
         model = loaded.local.model
-        found.append(None if fits else Response("refused", said, "context", model, usage))
+        found.append(None if fits else Response("refused", why, "context", model, usage))
     return found
 
 
@@ -470,10 +480,12 @@ def write(loaded: Loaded, prompts: Sequence[Prompt], inputs: dict[str, Any], **m
     start = inputs["input_ids"].shape[1]
     warm = (defaults.temperature or 1.0) if defaults.do_sample else 0.0
     heat = [warm if p.temperature is None else p.temperature for p in prompts]
-    choose = []
+    choose: list[Any] = []
+    if defaults.repetition_penalty not in (None, 1.0):
+        choose.append(_Penalty(inputs["attention_mask"], defaults.repetition_penalty))
     if any(heat):
         seeds = [prompt.key for prompt in prompts]
-        choose = [_Draw(loaded.device, start, seeds, heat, max(limits), defaults)]
+        choose.append(_Draw(loaded.device, start, seeds, heat, max(limits), defaults))
     return loaded.network.generate(
         **inputs,
         max_new_tokens=max(limits),
@@ -483,6 +495,7 @@ def write(loaded: Loaded, prompts: Sequence[Prompt], inputs: dict[str, Any], **m
         top_k=None,
         top_p=None,
         min_p=None,
+        repetition_penalty=None,
         logits_processor=choose,
         stopping_criteria=[_Limits(loaded.device, start, limits)],
         return_dict_in_generate=True,
@@ -541,6 +554,25 @@ def _numbers(seed: str, steps: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(steps)
 
 
+class _Penalty:
+    """Makes tokens that were there before less likely, as the library does (arXiv 1909.05858).
+
+    Here padding is not there: it hangs on the companions of a request.
+    """
+
+    def __init__(self, mask: Any, penalty: float) -> None:
+        self._mask, self._penalty = mask, penalty
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        written = input_ids.shape[1] - self._mask.shape[1]
+        there = torch.nn.functional.pad(self._mask, (0, written), value=1)
+        counts = torch.zeros_like(scores, dtype=there.dtype).scatter_add_(1, input_ids, there)
+        lower = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        return torch.where(counts > 0, lower, scores)
+
+
 class _Limits:
     """Ends each row at its own limit."""
 
@@ -580,18 +612,19 @@ def pin(build: Build, local: LocalModel) -> LocalModel:
     Raises ConfigError where it can't be read, PairmillError where it is not what it should be.
     """
     device = choose_device(local.device)
+    there = local.model_copy(update={"device": device})
     meant = local.model_dump(include={"name", "revision", "dtype", "max_new_tokens", "max_pixels"})
-    spec = digest([meant, [list(stamp) for stamp in model_files.stamps(local.name)]])
+    spec = digest([VERSION, meant, [list(stamp) for stamp in model_files.stamps(local.name)]])
     record = build.ledger.find("models", f"mllm-{device}", spec)
     if record is None:
         build.begin("load models", {"model": local.name})
-        ask = partial(numerics_of, local.model_copy(update={"device": device}))
+        ask = partial(numerics_of, there)
         (_, found), *_ = build.pool.map(ask, [0], resources=local.resources)
         if isinstance(found, Crash):
             raise PairmillError(f"reading {local.name} ended its worker: {found.reason}; run again")
         record = {"numerics": found}
         build.ledger.write("models", f"mllm-{device}", spec, record)
-    return local.model_copy(update={"numerics": _same(local, record["numerics"])})
+    return there.model_copy(update={"numerics": _same(local, record["numerics"])})
 
 
 def numerics_of(local: LocalModel, _: Any) -> str:
@@ -639,11 +672,11 @@ class InProcess:
         return await answer
 
     async def close(self) -> None:
-        """Take no more; what runs on workers is left to end there."""
+        """Take no more, and wait for the batches that are under way."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

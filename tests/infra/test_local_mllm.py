@@ -145,6 +145,23 @@ def test_without_a_temperature_the_model_s_own_defaults_hold(tiny_mllms, tmp_pat
     assert by_default != greedy
 
 
+def test_the_model_s_own_repetition_penalty_counts_no_padding(tiny_mllms, tmp_path):
+    folder = shutil.copytree(tiny_mllms["qwen"], tmp_path / "penalty")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 3.0}))
+    strict = LocalModel(name=str(folder), device="cpu")
+    loaded, prompts = load(strict), [prompt(n) for n in range(4)]
+    together = generate(strict, prompts)
+    assert together != generate(LocalModel(name=str(tiny_mllms["qwen"]), device="cpu"), prompts)
+    loaded = load(strict)
+    for asked, answer in zip(prompts, together, strict=True):
+        inputs = encode(loaded, [asked])
+        with torch.inference_mode():
+            plain = loaded.network.generate(**inputs, max_new_tokens=24, do_sample=False)
+        tokens = plain[0, inputs["input_ids"].shape[1] :].tolist()
+        assert answer == local_mllm.response(loaded, tokens, inputs["input_ids"].shape[1], 24)
+
+
 def test_one_token_of_choice_is_greedy(tiny_mllms, tmp_path):
     folder = shutil.copytree(tiny_mllms["qwen"], tmp_path / "narrow")
     path = folder / "generation_config.json"
@@ -313,9 +330,10 @@ def test_numerics_name_everything_that_decides_an_answer(qwen, tiny_mllms, tmp_p
 def test_a_model_is_loaded_once_and_again_when_its_files_change(tiny_mllms, tmp_path):
     local = copy(tiny_mllms["qwen"], tmp_path / "m")
     first = load(local)
-    assert load(local) is first
-    pinned = local.model_copy(update={"numerics": first.local.numerics})
-    assert load(pinned) is first
+    assert load(local).network is first.network
+    pinned = local.model_copy(update={"numerics": first.local.numerics, "batch_size": 3})
+    assert load(pinned).network is first.network
+    assert load(pinned).local.batch_size == 3
     write_qwen(tmp_path / "m", seed=7)
     assert load(local).local.numerics != first.local.numerics
     with pytest.raises(PairmillError, match="put them back"):
@@ -326,7 +344,7 @@ def test_one_model_is_kept_and_the_one_before_it_let_go(tiny_mllms):
     first, second = (LocalModel(name=str(tiny_mllms[kind]), device="cpu") for kind in KINDS)
     one = load(first)
     load(second)
-    assert load(first) is not one
+    assert load(first).network is not one.network
     assert len(local_mllm._loaded) == 1
 
 
