@@ -301,6 +301,7 @@ async def connect(
     endpoint: Endpoint, server: Server, images: Callable[[str], bytes], secret: str = ""
 ) -> AsyncIterator[Client]:
     """Opens a client for the running event loop; `images` gives the JPEG of an image_id."""
+    from openai import DEFAULT_CONNECTION_LIMITS as LIMITS
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
     key = secret or "none"
@@ -310,7 +311,12 @@ async def connect(
         max_retries=0,
         timeout=Timeout(endpoint.timeout_s, connect=min(10.0, endpoint.timeout_s)),
         http_client=DefaultAsyncHttpxClient(
-            follow_redirects=False, event_hooks={"request": [_only_own_headers(key)]}
+            follow_redirects=False,
+            event_hooks={"request": [_only_own_headers(key)]},
+            # Of the package: 100 connections are kept, the others are opened for each call.
+            limits=type(LIMITS)(
+                max_connections=None, max_keepalive_connections=server.concurrency + 8
+            ),
         ),
     )
     async with openai:
