@@ -12,6 +12,7 @@ from flows.step import completed, link, step
 from flows.summary import measured, outcome, summary, tell_refused, unpublished, waiting
 from infra.build import Build
 from infra.errors import Refused
+from infra.product import Contents
 from infra.tables import Table
 from tasks.align_captions import Aligned, AlignParams, align_captions
 from tasks.deduplicate import Unique, deduplicate
@@ -22,7 +23,7 @@ from tasks.fold_fates import Fates, fold_fates
 from tasks.label_pairs import LabelTables, label_pairs
 from tasks.make_records import Records, make_records
 from tasks.mine_pairs import Mined, mine_pairs, mining_params
-from tasks.publish import Contents, publish
+from tasks.publish import publish
 from tasks.report import Examined, render
 from tasks.score_captions import Scored, score_captions, scoring_params
 from tasks.snapshot import Snapshot, snapshot

@@ -63,6 +63,10 @@ def _run(config: Path, changes: list[str]) -> dict[str, Any]:
     parsed = load_config(config, changes)
     for name, value in prefect_environment().items():
         os.environ.setdefault(name, value)
+    if hasattr(parsed, "recipe"):
+        from flows.recipe import find
+
+        return find(parsed.recipe)(parsed)
     from flows.build import build
 
     return build(parsed)
@@ -109,6 +113,14 @@ def plan(
         print(json.dumps(planning.as_json(found)))
     else:
         planning.show(found, _wide())
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: what each takes, gives and needs."""
+    from flows.recipe import discover, listed
+
+    _wide().print(listed(discover()))
 
 
 @app.command()

@@ -169,7 +169,7 @@ class BuildConfig(BaseModel):
         return shown
 
 
-def load_config(path: Path, changes: Sequence[str] = ()) -> BuildConfig:
+def load_config(path: Path, changes: Sequence[str] = ()) -> Any:
     """The config in a YAML file, with `a.b=value` changes applied.
 
     Relative paths in the file are relative to it, those in changes to the working directory.
@@ -191,17 +191,34 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> BuildConfig:
     return parse_config(data, str(path))
 
 
-def parse_config(data: dict[str, Any], name: str = "config") -> BuildConfig:
-    """A checked config. Raises ConfigError for the first mistake, in one line."""
+def parse_config(data: dict[str, Any], name: str = "config") -> Any:
+    """A checked config: that of the recipe that `recipe` names, or of the main flow without one.
+
+    Raises ConfigError for the first mistake, in one line.
+    """
+    model = _model_of(data, name)
     try:
-        config = BuildConfig.model_validate(data)
+        config = model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_first(error)}") from None
+        raise ConfigError(f"{name}: {_first(error, model)}") from None
     check_places(config, name)
     return config
 
 
-def check_places(config: BuildConfig, name: str = "config") -> None:
+def _model_of(data: dict[str, Any], name: str) -> type[BaseModel]:
+    if "recipe" not in data:
+        return BuildConfig
+    from flows.recipe import discover
+
+    known = {recipe.name: recipe.config for recipe in discover()}
+    if data["recipe"] not in known:
+        close = difflib.get_close_matches(str(data["recipe"]), known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+        raise ConfigError(f"{name}: recipe: no recipe {data['recipe']!r}; {hint}")
+    return known[data["recipe"]]
+
+
+def check_places(config: Any, name: str = "config") -> None:
     """Raises ConfigError where corpus or store can't be opened, or one lies in the other."""
     for section in ("corpus", "store"):
         try:
@@ -214,20 +231,20 @@ def check_places(config: BuildConfig, name: str = "config") -> None:
         )
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: ValidationError, root: type[BaseModel]) -> str:
     """The first mistake as `key: what is wrong`, with the nearest known key for a typo."""
     problem = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in problem["loc"]) or "config"
     if problem["type"] != "extra_forbidden":
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
-    known = _fields_at(problem["loc"][:-1])
+    known = _fields_at(problem["loc"][:-1], root)
     close = difflib.get_close_matches(str(problem["loc"][-1]), known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
     return f"{key}: unknown key; {hint}"
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    model: Any = BuildConfig
+def _fields_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    model: Any = root
     for part in loc:
         fields = getattr(model, "model_fields", {})
         kind = fields[part].annotation if part in fields else model
@@ -259,9 +276,10 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     models = data.get("models")
     for model in models.values() if isinstance(models, dict) else ():
         places += [(model, "name"), (model, "weights")]
-    labels = data.get("labels")
-    if isinstance(labels, dict):
-        places.append((labels.get("local"), "name"))
+    for name in ("labels", "model", "judge"):
+        section = data.get(name)
+        if isinstance(section, dict):
+            places.append((section.get("local"), "name"))
     judge = checks.get("judge") if isinstance(checks, dict) else None
     if isinstance(judge, dict):
         places.append((judge.get("local"), "name"))
@@ -277,7 +295,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def open_build(
-    config: BuildConfig, progress: Progress = silent, *, planning: bool = False
+    config: Any, progress: Progress = silent, *, planning: bool = False
 ) -> Iterator[Build]:
     """Open stores and pool for a config; the pool starts when a stage first needs it.
 

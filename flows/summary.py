@@ -116,7 +116,9 @@ def waiting(build: Build, ran: Mapping[str, Any]) -> dict[str, int]:
         drops = getattr(stage, "drops", None)
         if isinstance(drops, Table) and stage is not ran.get("fold_fates"):
             rules = tables.frame(build.store, drops, ["level", "rule"])
-            pairs = rules.filter(pl.col("level") == "pair", pl.col("rule").is_in([*PENDING]))
+            pairs = rules.filter(
+                pl.col("level").is_in(["pair", "sample"]), pl.col("rule").is_in([*PENDING])
+            )
             found.update(pairs["rule"].to_list())
     return dict(sorted(found.items()))
 

@@ -428,7 +428,7 @@ class Servers:
         lane = partial(Lane, backoff_s=endpoint.backoff_s, patience_s=endpoint.patience_s)
         servers = [client.server for client in clients]
         self._lanes = Lanes([lane(most=s.concurrency, weight=s.weight) for s in servers])
-        self._openings = Counter[int]()
+        self._openings, self._unanswered = Counter[int](), Counter[int]()
         self._last = ""
 
     async def send(self, request: Request) -> Response:
@@ -443,8 +443,11 @@ class Servers:
             except CallFailed as failure:
                 self._last = str(failure)
                 has_answered = self._clients[at].format is not None
-                tries += failure.status != 429 or not has_answered
-                spent = not failure.transient or tries >= self._endpoint.attempts
+                tries += failure.status != 429
+                # Before the first answer tries are counted over all requests: none need wait long.
+                self._unanswered[at] += 1
+                counted = tries if has_answered else self._unanswered[at]
+                spent = not failure.transient or counted >= self._endpoint.attempts
                 if spent and not has_answered and self._gives_up(at, failure):
                     continue
                 if spent:

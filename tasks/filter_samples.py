@@ -10,14 +10,14 @@ from infra.build import Build
 from infra.ledger import stage
 from infra.tables import Table
 
-Comparison = Literal["least", "most", "is", "is_not", "filled"]
+Comparison = Literal["least", "most", "is", "is_not", "longer"]
 
 
 class Rule(NamedTuple):
     """What a sample must satisfy: its name is the fate of those that don't.
 
     `least` and `most` bound a number, both ends kept; `is` and `is_not` compare with a value;
-    `filled` wants some text. A null fails unless `null_passes`.
+    `longer` wants a text of at least so many characters. A null fails unless `null_passes`.
     """
 
     name: str
@@ -68,7 +68,7 @@ def _holds(rule: Rule) -> pl.Expr:
         "most": lambda: column <= rule.value,
         "is": lambda: column == rule.value,
         "is_not": lambda: column != rule.value,
-        "filled": lambda: column.cast(pl.String).str.strip_chars().str.len_chars() > 0,
+        "longer": lambda: column.str.strip_chars().str.len_chars() >= rule.value,
     }
     return holds[rule.comparison]().fill_null(rule.null_passes)
 

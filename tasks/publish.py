@@ -26,8 +26,8 @@ from infra.canonical import canonical, digest, settings
 from infra.errors import PairmillError, Refused
 from infra.gates import Failed
 from infra.hugging_face import FILES, card_metadata
+from infra.product import Contents, Product
 from infra.store import Conflict, Store
-from infra.tables import Table
 from infra.text import markdown
 from infra.versions import (
     complete_numbers,
@@ -97,28 +97,6 @@ class Version(NamedTuple):
     report: str
     fresh: bool
     counts: dict[str, Any]
-
-
-class Contents(NamedTuple):
-    """The tables that a version is made of."""
-
-    records: Table
-    fates: Table
-    images: Table
-    eligible: Table
-    captions: Table
-    objects: Table
-
-
-class Product(NamedTuple):
-    """What kind of records a version holds: how they are told from the last ones, which images
-    they name, the files that trainers read beside the Parquet ones, and the card.
-    """
-
-    since: Callable[[Store, Mapping[str, Any] | None, Mapping[str, Any], Contents], Any]
-    images: Callable[[pl.DataFrame], Iterable[str | None]]
-    files: Callable[[pl.DataFrame], Iterator[tuple[str, bytes]]]
-    card: str
 
 
 def publish(

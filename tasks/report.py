@@ -61,6 +61,15 @@ SECTIONS = (
     ("config", "Config"),
     ("licences", "Licences"),
 )
+SAMPLE_SECTIONS = (
+    ("samples", "Records"),
+    ("since", "Since the last version"),
+    ("yields", "What became of the samples"),
+    ("cost", "Time and work"),
+    ("config", "Config"),
+    ("licences", "Licences"),
+)
+GALLERY = 24  # records of a recipe that are shown
 # What is kept after the fates in the list have left, in the order of the stages.
 OBJECT_STEPS = (
     ("objects listed", ()),
@@ -116,6 +125,8 @@ class Contents(Protocol):
 
     @property
     def records(self) -> Table: ...
+    @property
+    def images(self) -> Table: ...
     @property
     def fates(self) -> Table: ...
     @property
@@ -242,6 +253,101 @@ def render(
     wanted = facts.objects.filter(pl.col("image_id").is_in(list(album.sides)))
     album.load(build, corpus.sources(wanted))
     return _page({**page, "about": _about(facts, wanted), "pictures": album.loaded}).encode()
+
+
+class Story(NamedTuple):
+    """How records of a recipe are shown: a sentence on what they are; columns that name pictures,
+    with what they are called; a column of boxes (left, top, right, bottom, in pixels of the
+    original), drawn on the first picture; texts in turn as (who, column); facts as (name, column);
+    a column whose values take turns in the gallery; a column of a map over the first picture, as
+    rows of integers, with its height and width.
+    """
+
+    says: str
+    pictures: Mapping[str, str]
+    turns: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]] = ()
+    boxes: str | None = None
+    by: str | None = None
+    map: tuple[str, str, str] | None = None
+
+
+def render_samples(
+    build: Build, contents: Contents, story: Story, manifest: Mapping[str, Any]
+) -> bytes:
+    """The report of a version of samples as UTF-8 HTML, on the same page as that of pairs."""
+    album = Album()
+    rows = tables.frame(build.store, contents.records)
+    objects = tables.frame(build.store, contents.objects)
+    sizes = tables.frame(build.store, contents.images).select("image_id", "width", "height")
+    known = {image: (width, height) for image, width, height in sizes.iter_rows()}
+    page = {
+        "m": manifest,
+        "sections": SAMPLE_SECTIONS,
+        "figures": [
+            ("objects", manifest["counts"]["objects"]),
+            ("images", manifest["counts"]["images"]),
+            *[(name.replace("_", " "), left) for name, left, _ in manifest["yields"][:1]],
+            ("records", manifest["counts"]["records"]),
+        ],
+        "refused": manifest.get("refused"),
+        "story": story,
+        "gallery": [_shown(row, story, known, album) for row in _drawn(rows, story.by)],
+        "since": _since_samples(manifest),
+        "seconds": _seconds(manifest),
+        "bills": _bills(manifest),
+        "currency": manifest.get("currency"),
+        "spaces": {},
+        "config": Markup.escape(yaml.safe_dump(manifest["config"], sort_keys=False)),
+    }
+    wanted = objects.filter(pl.col("image_id").is_in(list(album.sides)))
+    album.load(build, corpus.sources(wanted))
+    return _page({**page, "about": {}, "pictures": album.loaded}).encode()
+
+
+def _drawn(rows: pl.DataFrame, by: str | None) -> list[dict[str, Any]]:
+    """A fair draw by id, in which the values of a column take turns."""
+    if not rows.height:
+        return []
+    turn = pl.int_range(pl.len()).over(by) if by else pl.int_range(pl.len())
+    return rows.sort("sample_id").with_columns(turn.alias("_turn")).sort(
+        "_turn", "sample_id"
+    ).head(GALLERY).drop("_turn").to_dicts()  # fmt: skip
+
+
+def _shown(
+    row: Mapping[str, Any], story: Story, sizes: Mapping[str, tuple[int, int]], album: Album
+) -> dict[str, Any]:
+    pictures = []
+    for at, (column, called) in enumerate(story.pictures.items()):
+        if not row[column]:
+            continue
+        image_id = str(row[column]).partition("#")[0]
+        album.want(image_id, LARGE)
+        width, height = sizes.get(image_id, (1, 1))
+        boxes = _boxes(row[story.boxes]) if at == 0 and story.boxes else []
+        heat = charts.heat(*(row[name] for name in story.map)) if at == 0 and story.map else None
+        pictures.append(
+            {"image": image_id, "called": called, "boxes": boxes, "width": width,
+             "height": height, "map": heat}
+        )  # fmt: skip
+    turns = [(who, str(row[column])) for who, column in story.turns if row.get(column)]
+    facts = [(name, str(row[column])) for name, column in story.facts if row[column] is not None]
+    return {"id": row["sample_id"], "pictures": pictures, "turns": turns, "facts": facts}
+
+
+def _boxes(value: Any) -> list[list[int]]:
+    """One box, or several one after the other, as rows of four."""
+    flat = list(value or ())
+    return [flat[at : at + 4] for at in range(0, len(flat), 4)]
+
+
+def _since_samples(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    said = manifest.get("since")
+    if not said or said.get("unreadable"):
+        return said
+    empty: dict[str, Any] = {"unreadable": None, "added": [], "removed": []}
+    return {**empty, **said, "totals": _totals(said["changes"])}
 
 
 def _facts(build: Build, contents: Contents, survivors: Table, pairs: Table | None) -> Facts:

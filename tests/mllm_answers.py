@@ -58,10 +58,10 @@ def said(request: dict[str, Any]) -> str:
 def good_content(request: dict[str, Any]) -> str:
     """A valid answer: a function of the pictures, or of the text where there are none."""
     text = said(request)
-    seeds = digests(request) or [hashlib.sha256(text.encode()).hexdigest()] * 2
+    seeds = digests(request) or [hashlib.sha256(text.encode()).hexdigest()]
     query, target = (
         f"a {COLOURS[int(seed[:2], 16) % 8]} {THINGS[int(seed[2:4], 16) % 8]} ({seed[:6]})"
-        for seed in seeds[:2]
+        for seed in (seeds * 2)[:2]
     )
     comparison = {
         "common": "flat drawings of one thing",
@@ -75,7 +75,42 @@ def good_content(request: dict[str, Any]) -> str:
         ]
     }
     wants = [part for part in (comparison, written) if f'"{next(iter(part))}"' in text]
+    if not wants and (schema := _schema(request)):
+        return json.dumps(of_schema(schema, schema, "".join(seeds) + text))
     return json.dumps({key: value for part in wants for key, value in part.items()})
+
+
+def _schema(request: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = request.get("response_format", {}).get("json_schema", {})
+    return dict(found.get("schema", {}))
+
+
+def of_schema(schema: dict[str, Any], root: dict[str, Any], seed: str) -> Any:
+    """A valid value for a JSON schema, a function of the seed: words that mean nothing, mostly yes.
+
+    Of a closed set the first member comes three times in four.
+    """
+    draw = int(hashlib.sha256(f"{seed} {schema.get('title')}".encode()).hexdigest()[:8], 16)
+    if "$ref" in schema:
+        return of_schema(root["$defs"][schema["$ref"].rpartition("/")[2]], root, seed)
+    if "anyOf" in schema:
+        return of_schema(schema["anyOf"][0], root, seed)
+    if "enum" in schema:
+        return schema["enum"][0 if draw % 4 else draw // 4 % len(schema["enum"])]
+    if "const" in schema:
+        return schema["const"]
+    kind = schema.get("type")
+    if kind == "object":
+        fields = schema.get("properties", {}).items()
+        return {name: of_schema(part, root, f"{seed} {name}") for name, part in fields}
+    if kind == "array":
+        count = max(schema.get("minItems", 0), min(3, schema.get("maxItems", 3)))
+        return [of_schema(schema["items"], root, f"{seed} {at}") for at in range(count)]
+    low, high = schema.get("minimum", 1), schema.get("maximum", 5)
+    values: dict[Any, Any] = {"boolean": bool(draw % 8), "integer": low + draw % (high - low + 1)}
+    values["number"] = float(values["integer"])
+    said = f"the {COLOURS[draw % 8]} {THINGS[draw // 8 % 8]} on a plain ground ({draw:08x})"
+    return values.get(kind, said)
 
 
 def completion(request: dict[str, Any], content: str | None, **changed: Any) -> Reply:

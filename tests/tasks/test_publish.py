@@ -19,8 +19,9 @@ from infra.build import WouldRun
 from infra.canonical import canonical
 from infra.errors import PairmillError, Refused
 from infra.folder import FolderStore
+from infra.product import Contents
 from infra.versions import find_version, read_latest
-from tasks.publish import Contents, GateParams, PublishParams, content_digest, publish
+from tasks.publish import GateParams, PublishParams, content_digest, publish
 from tests.tasks.examples import new_build, put
 
 TEXT = pa.string()

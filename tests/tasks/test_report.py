@@ -14,9 +14,9 @@ from infra import changes, charts, drift, tables
 from infra.build import Build
 from infra.canonical import canonical
 from infra.cluster import ClusterParams, open_pool
+from infra.product import Contents
 from infra.schema import SCHEMAS
 from infra.store import Location, Store, open_store
-from tasks.publish import Contents
 from tasks.report import Examined, render
 from tests import pictures
 

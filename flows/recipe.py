@@ -1,0 +1,229 @@
+"""What all recipes over samples share: their config, and the way from records to a version.
+
+A recipe is a file here with a RECIPE and a flow. Recipes are found, not registered.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rich.table import Table as RichTable
+
+import flows
+from flows.config import Name, StoreParams, open_build
+from flows.progress import reporter
+from flows.step import completed, link, step
+from flows.summary import costs, outcome, summary, tell_refused, unpublished, waiting
+from infra import tables
+from infra.build import Build
+from infra.cluster import ClusterParams
+from infra.errors import Refused
+from infra.models import ModelParams as EmbeddingParams
+from infra.product import Contents
+from infra.sample_files import EXPORTS, samples_of
+from infra.tables import Table
+from tasks.account_for_samples import account_for_samples
+from tasks.ask_model import ModelParams
+from tasks.describe import Described, DescribeParams, describe
+from tasks.import_records import Imported, ImportParams, find_files, import_records
+from tasks.publish import PublishParams, publish
+from tasks.record_samples import RecordParams, record_samples
+from tasks.report import Story, render_samples
+from tasks.snapshot import CorpusParams, Snapshot, snapshot
+from tasks.tidy import TidyParams, check_forgotten, tidy
+
+PASSES = 5  # a file that changes all the time is not waited for
+
+
+class RecipeConfig(BaseModel):
+    """What every recipe depends on. `recipe`, `dataset`, `corpus.uri`, `store.uri` are required."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    name: ClassVar[str] = ""
+
+    recipe: str = Field(description="Name of the recipe; `pairmill recipes` lists them.")
+    dataset: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the dataset in the store."
+    )
+    corpus: CorpusParams
+    store: StoreParams
+    models: dict[Name, EmbeddingParams] = Field(
+        {}, description="Embedding models, for recipes that compare pictures and texts."
+    )
+    cluster: ClusterParams = ClusterParams()
+    describe: DescribeParams = DescribeParams()
+    model: ModelParams = Field(ModelParams(), description="The model that is asked.")
+    validation: float = Field(
+        0.0, ge=0, le=0.5, description="Share of images whose records are for validation."
+    )
+    publish_partial: bool = Field(
+        True,
+        description="Publish a version, marked partial, while samples wait for an answer. `false`:"
+        " nothing is published until all have theirs.",
+    )
+    publish: PublishParams = PublishParams()
+    tidy: TidyParams = TidyParams()
+
+    @model_validator(mode="after")
+    def _is_this_recipe(self) -> "RecipeConfig":
+        if self.name and self.recipe != self.name:
+            raise ValueError(f"recipe is {self.recipe!r}, and this is {self.name!r}")
+        return self
+
+    def published(self) -> dict[str, Any]:
+        """What a version says of its config: without places, hosts, keys or money."""
+        ours = {"corpus", "store", "cluster", "dataset", "publish", "tidy", "publish_partial"}
+        shown = self.model_dump(mode="json", exclude=ours)
+        for section in shown.values():
+            if isinstance(section, dict) and "endpoint" in section:
+                for hidden in ("endpoint", "local", "budget"):
+                    section.pop(hidden, None)
+        for key, value in self:
+            if isinstance(value, ModelParams) and (value.endpoint or value.local):
+                shown[key]["model"] = value.model
+        shown["describe"].pop("threads")
+        shown["models"] = {
+            name: {"library": m.library, "name": Path(m.name).name}
+            for name, m in self.models.items()
+        }
+        return shown
+
+
+class Recipe(NamedTuple):
+    """A recipe as it is listed, its config and its stages: `stages(run, config, step) -> Made`."""
+
+    name: str
+    says: str
+    takes: str
+    gives: str
+    needs: str
+    config: type[RecipeConfig]
+    stages: Callable[..., "Made"]
+
+
+class Made(NamedTuple):
+    """What the stages of a recipe made, for publishing: the samples that are recorded, the results
+    of all stages that dropped something, by names that the report shows, and how it is told.
+    """
+
+    listed: Snapshot
+    seen: Described
+    files: Table
+    samples: Table
+    ran: Mapping[str, Any]
+    export: str
+    story: Story
+
+
+def known(run: Build, config: RecipeConfig, step: Any = step) -> tuple[Snapshot, Described]:
+    """What lies in the corpus, and what is known of it. See `flows.build.known`."""
+    for _ in range(PASSES):
+        run.footprint.records.clear()
+        listed = step(snapshot)(run, config.corpus)
+        seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
+        if run.planning or seen.listing == listed.listing:
+            break
+    return listed._replace(listing=seen.listing), seen
+
+
+def imported(
+    run: Build, params: ImportParams, seen: Described, step: Any = step
+) -> tuple[Table, Imported]:
+    """The files of records, and their samples."""
+    files = find_files(run, params)
+    return files, step(import_records)(run, files, seen.objects, seen.images, params)
+
+
+def run_recipe(recipe: Recipe, config: RecipeConfig) -> dict[str, Any]:
+    """Run a recipe and publish what it made, redoing only what changed."""
+    with reporter() as progress, open_build(config, progress) as run:
+        try:
+            result = build_recipe(run, recipe, config)
+        except Refused as refused:
+            tell_refused(refused)
+            raise
+        for place in ("manifest", "report"):
+            if result[place]:
+                link(place, result[place])
+        return completed(outcome(result), result)
+
+
+def build_recipe(
+    run: Build, recipe: Recipe, config: RecipeConfig, step: Any = step
+) -> dict[str, Any]:
+    """The stages of a recipe, then what all have in common: records, fates, a version."""
+    made = recipe.stages(run, config, step)
+    recorded = step(record_samples)(
+        run, made.samples, made.seen.images, RecordParams(round(10_000 * config.validation))
+    )
+    ran = {"snapshot": made.listed, "describe": made.seen, **made.ran}
+    drops = {name: stage.drops for name, stage in ran.items() if hasattr(stage, "drops")}
+    fates = step(account_for_samples)(
+        run, made.seen.objects, made.seen.images, made.files, recorded.records, drops
+    )
+    keep = (config.publish.keep_versions, config.publish.keep_days)
+    pending = waiting(run, ran)
+    if pending and not config.publish_partial and not run.planning:
+        tidied = step(tidy)(run, config.dataset, made.seen.objects, False, keep, config.tidy)
+        return {**unpublished(run, config.dataset, pending), "tidied": tidied._asdict()}
+    contents = Contents(
+        recorded.records, fates.fates, made.seen.images, fates.eligible, made.seen.captions,
+        made.seen.objects,
+    )  # fmt: skip
+    report = partial(render_samples, run, contents, made.story)
+    about = {"config": config.published(), "recipe": recipe.name, "says": recipe.says}
+    check_forgotten(run)
+    version = step(publish)(
+        run, config.dataset, contents, about, report, config.publish,
+        partial(measured, run, ran, config), samples_of(EXPORTS[made.export]),
+    )  # fmt: skip
+    result = summary(run, version)
+    tidied = step(tidy)(run, config.dataset, made.seen.objects, version.fresh, keep, config.tidy)
+    return {**result, "waiting": pending, "tidied": tidied._asdict()}
+
+
+def measured(run: Build, ran: Mapping[str, Any], config: RecipeConfig) -> dict[str, Any]:
+    """What a manifest says beyond files and config: yields by stage, work, cost."""
+    return {
+        "yields": [list(row) for row in yields(run, ran)],
+        "work": dict(run.work),
+        "seconds": {stage: round(spent, 3) for stage, spent in run.seconds.items()},
+        "cost": costs(run),
+        "currency": config.model.currency,
+        "partial": waiting(run, ran),
+        "tables": {},
+        "mining": {},
+    }
+
+
+def yields(run: Build, ran: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """(stage, samples it left, how many it dropped by rule), in the order of the stages."""
+    for name, stage in ran.items():
+        if hasattr(stage, "samples") and hasattr(stage, "drops"):
+            rules = tables.frame(run.store, stage.drops, ["level", "rule"])
+            counts = rules.filter(rules["level"] == "sample")["rule"].value_counts().sort("rule")
+            yield name, stage.samples.rows, dict(counts.iter_rows())
+
+
+def discover() -> Sequence[Recipe]:
+    """All recipes, by name: every module here that has a RECIPE."""
+    names = sorted(module.name for module in pkgutil.iter_modules(flows.__path__))
+    modules = (importlib.import_module(f"flows.{name}") for name in names)
+    return [m.RECIPE for m in modules if isinstance(getattr(m, "RECIPE", None), Recipe)]
+
+
+def find(name: str) -> Callable[[RecipeConfig], dict[str, Any]]:
+    """The flow of a recipe: the function of its name in the module of its name."""
+    return getattr(importlib.import_module(f"flows.{name}"), name)
+
+
+def listed(found: Sequence[Recipe]) -> RichTable:
+    """Recipes as a table for people."""
+    table = RichTable("recipe", "what it makes", "takes", "gives", "needs", box=None)
+    for recipe in found:
+        table.add_row(recipe.name, recipe.says, recipe.takes, recipe.gives, recipe.needs)
+    return table

@@ -1,0 +1,31 @@
+"""What a version is made of: its tables, and how records of its kind become files."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from infra.store import Store
+from infra.tables import Table
+
+
+class Contents(NamedTuple):
+    """The tables that a version is made of."""
+
+    records: Table
+    fates: Table
+    images: Table
+    eligible: Table
+    captions: Table
+    objects: Table
+
+
+class Product(NamedTuple):
+    """What kind of records a version holds: how they are told from the last ones, which images
+    they name, the files that trainers read beside the Parquet ones, and the card.
+    """
+
+    since: Callable[[Store, Mapping[str, Any] | None, Mapping[str, Any], Contents], Any]
+    images: Callable[[pl.DataFrame], Iterable[str | None]]
+    files: Callable[[pl.DataFrame], Iterator[tuple[str, bytes]]]
+    card: str
