@@ -173,6 +173,7 @@ class Batches:
         self._being_written = 0
         self._timer: asyncio.TimerHandle | None = None
         self._opening = asyncio.Lock()
+        self._said: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Future[None]] = set()
 
@@ -185,12 +186,12 @@ class Batches:
         key = mllm.request_key(request)
         if key in self._stuck:
             raise Unanswered("in_batch", self._stuck[key])
-        if self._client.format is None and key not in self._coming:
-            async with self._opening:
-                if self._client.format is None:
-                    return await self._single.send(request)
         for _ in range(self._params.tries):
             if key not in self._coming:
+                if self._client.format is None:
+                    async with self._opening:
+                        if self._client.format is None:
+                            return await self._single.send(request)
                 await self._collect(key, request)
             try:
                 return await self._wait(key)
@@ -302,8 +303,9 @@ class Batches:
             try:
                 await work
             except CallFailed as failure:
-                log.warning("a batch is left to the next build: %s", failure)
-                self._tell(intent, Unanswered("in_batch", str(failure)))
+                told = f"a batch waits: {failure}; or delete {intent.place} to give its answers up"
+                log.warning("%s", told)
+                self._tell(intent, Unanswered("in_batch", told))
             except Exception as error:
                 self._tell(intent, error)
 
@@ -468,28 +470,40 @@ class Batches:
                 tries = 0
             except CallFailed as failure:
                 if not failure.transient:
-                    told = f"{failure}; or delete {intent.place} to give its answers up"
-                    raise CallFailed(f"batch {intent.batch}: {told}") from None
+                    raise
                 tries += 1
                 pause = max(pause, _pause(failure, tries, self._client.endpoint.backoff_s))
             else:
+                self._say(batch)
                 if batch.status in DONE:
                     return await self._to_its_end(self._gather(intent, batch))
             if looked:
                 looked.set()
             await asyncio.sleep(pause)
 
+    def _say(self, batch: Any) -> None:
+        """Log how far a batch is, when that changed."""
+        counts = batch.request_counts
+        done = f", {counts.completed} of {counts.total} answered" if counts else ""
+        told = f"batch {batch.id} is {batch.status}{done}"
+        if self._said.get(batch.id) != told:
+            log.info("%s: %s", self._client.server.host, told)
+        self._said[batch.id] = told
+
     async def _gather(self, intent: Intent, batch: Any) -> None:
         """Store the answers of a batch, then forget the batch here and there."""
         files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
-        # What was forgotten meanwhile is no longer in the file.
-        intent = await asyncio.to_thread(_read, self._store, intent)
         outcomes: dict[str, Outcome] = {}
         for name in files:
             content = await self._patiently(partial(self._client.openai.files.content, name))
             await asyncio.to_thread(read_lines, self._client, content.text, outcomes)
         lost = _missing(self._client, batch)
-        outcomes = {line.key: outcomes.get(line.key, lost) for line in intent.lines}
+        # What was forgotten meanwhile is no longer in the file.
+        known = {line.key for line in (await asyncio.to_thread(_read, self._store, intent)).lines}
+        outcomes = {
+            line.key: outcomes.get(line.key, lost) if line.key in known else lost
+            for line in intent.lines
+        }
         answers = [(line, outcomes[line.key]) for line in intent.lines]
         await asyncio.gather(*(self._keep(n, o) for n, o in answers if isinstance(o, Response)))
         await self._finish(intent, outcomes)

@@ -224,6 +224,30 @@ def test_a_batch_that_takes_long_is_left_to_the_next_build(store):
     assert all(responses.look(store).get(key) for key in keys)
 
 
+def test_what_failed_in_a_batch_that_was_left_is_asked_again_at_once(store):
+    with MllmServer() as server:
+        server.batches.script = ["never"]
+        ask(server.url, store, wait_s=0.1)
+        (left,) = unfinished(store)
+        server.batches.plans[left.batch] = "partly failed"
+        found, _ = ask(server.url, store)
+    assert len(answers(found)) == 7
+    assert set(server.paid.values()) == {1}
+
+
+def test_a_batch_whose_results_are_gone_waits_and_says_how_to_end_that(store):
+    with MllmServer() as server:
+        server.batches.faults = {"GET files id content": ["404"] * 9}
+        found, _ = ask(server.url, store)
+        assert rules(found) == ["in_batch"] * 6
+        (left,) = unfinished(store)
+        assert f"delete {left.place} to give" in str(found[NAMES[1]])
+        store.delete(left.place)
+        server.batches.faults = {}
+        found, _ = ask(server.url, store)
+    assert len(answers(found)) == 7
+
+
 def test_a_request_in_a_batch_is_waited_for_and_never_sent_again(store):
     with MllmServer() as server:
         server.batches.script = ["never"]
