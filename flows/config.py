@@ -130,6 +130,7 @@ class BuildConfig(BaseModel):
         """
         asking = {name: getattr(self.labels, name) for name in AskParams.model_fields}
         judge = self.checks.judge
+        asking["budget"] = judge.budget or self.labels.budget
         if judge.endpoint or judge.local:
             asking |= {"endpoint": judge.endpoint, "local": judge.local}
         elif self.labels.labeller != "mllm":
@@ -160,7 +161,7 @@ class BuildConfig(BaseModel):
         if self.labels.local:
             shown["labels"]["model"] = self.labels.local.model
         shown["checks"] = {k: data["checks"][k] for k in ("judge", "line_up", "round_trip")}
-        for ours in ("endpoint", "local"):
+        for ours in ("endpoint", "local", "budget"):
             shown["checks"]["judge"].pop(ours)
         if self.checks.asks:
             shown["checks"]["judge"]["model"] = self.judge_asking().model

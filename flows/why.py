@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from flows import asked
+from flows import asked, opinions
 from infra import growing, likeness, neighbours, tables, tombstones, versions
 from infra.errors import PairmillError
 from infra.ledger import Ledger
@@ -19,6 +19,7 @@ from tasks.mine_pairs import pair_id
 SHOWN = 10
 # Fates whose detail is part of the chain that follows.
 TOLD_BELOW = ("near_duplicate", "exact_duplicate", "low_clip_score", "reverse_kept")
+CHECKS = ("judge_labels", "line_up", "round_trip")  # they drop pairs that have a label
 SHORT = 12  # characters of an id that is not the answer's own
 
 Line = tuple[str, str]
@@ -416,6 +417,7 @@ def _pair(version: Version, fate: Row) -> Iterator[Line]:
     yield from _label(version, fate)
     noted = (version.table(*place) for place in asked.tables_of(version.manifest))
     yield from asked.told(version.store, [frame for frame in noted if frame is not None], row)
+    yield from opinions.told(version.table, row, version.name)
     yield from _negatives(version, row)
 
 
@@ -433,7 +435,10 @@ def _window(band: Row) -> str:
 
 def _label(version: Version, fate: Row) -> Iterator[Line]:
     if fate["fate"] != "published":
-        yield "no label", f"{fate['fate']}: {plain(fate['detail'] or 'no detail was kept', 300)}"
+        yield (
+            "no record" if fate["stage"] in CHECKS else "no label",
+            f"{fate['fate']}: {plain(fate['detail'] or 'no detail was kept', 300)}",
+        )
         return
     record = version.records.filter(pl.col("pair_id") == fate["id"]).to_dicts()
     labels = version.table("label_pairs", "labels")

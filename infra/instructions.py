@@ -122,7 +122,7 @@ def gives_away(instruction: str, target_caption: str | None) -> bool:
     """Whether an instruction holds the target's caption, of two words or more, word for word."""
     if not target_caption:
         return False
-    told = _spoken(instruction)
+    told, target_caption = _spoken(instruction), target_caption[:_CAPTION_LIMIT]
     return any(
         len(phrase) > 1 and _contains(told, phrase)
         for phrase in (_spoken(target_caption), _spoken(_without_boilerplate(target_caption)))
@@ -163,9 +163,10 @@ def leak(instruction: str, target_caption: str | None) -> Leak | None:
 
 def _rewords(instruction: str, caption: str) -> bool:
     """Whether at most one in six of the words of a longer caption is not in an instruction."""
+    caption = caption[:_CAPTION_LIMIT]
     for text in {caption, _without_boilerplate(caption)}:
         told = Counter(word.key for word in words(clean(instruction)) if word.speaks)
-        wanted = Counter(word.key for word in words(clean(text[:_CAPTION_LIMIT])) if word.speaks)
+        wanted = Counter(word.key for word in words(clean(text)) if word.speaks)
         missing = (wanted - told).total()
         if wanted.total() >= _LONG_CAPTION and missing * _CHANGED_WORDS <= wanted.total():
             return True

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from infra import mllm
 from infra.asking import AskParams
+from infra.budget import Budget
 from infra.canonical import settings
 from infra.local_mllm import LocalModel
 from infra.mllm import Pending, Picture, Request
@@ -25,6 +26,11 @@ class JudgeModel(BaseModel):
     )
     local: LocalModel | None = Field(
         None, description="In place of an endpoint, a model that the workers of the build run."
+    )
+    budget: Budget | None = Field(
+        None,
+        description="What a build may have spent, labels included, when the judge is asked; null:"
+        " that of labels. More than theirs leaves room for the judge.",
     )
     max_pixels: int = Field(401_408, ge=784, description="Pixels per picture sent to the judge.")
     max_tokens: int = Field(1_024, ge=64, description="Tokens an answer of the judge may have.")
@@ -47,7 +53,7 @@ class Judge(BaseModel):
     @property
     def meaning(self) -> dict[str, Any]:
         """What decides its answers, besides prompts: never where it is served, or at what pace."""
-        chosen = self.model.model_dump(exclude={"endpoint", "local"})
+        chosen = self.model.model_dump(exclude={"endpoint", "local", "budget"})
         attempt = self.asking.attempt
         return settings({**chosen, "name": self.asking.model, "attempt": attempt})
 

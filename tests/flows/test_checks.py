@@ -91,6 +91,31 @@ def test_a_build_with_checks_balances_says_what_they_counted_and_pays_once(check
     )  # fmt: skip
 
 
+def test_the_judge_may_have_a_budget_beyond_that_of_labels(checked: Any) -> None:
+    place, server = checked
+    result = place.build(**ALL, **{"labels.budget.calls": 4})
+    assert result["waiting"]["over_budget"] > 0 and len(server.requests) == 4
+    result = place.build(**ALL, **{"labels.budget.calls": 4, "checks.judge.budget.calls": 1000})
+    assert result["waiting"] == {} and kinds(server)["line_up"] > 4
+
+
+def test_why_tells_the_votes_and_plan_what_will_be_asked(checked: Any, pairmill: Any) -> None:
+    place, _ = checked
+    asked = ("--set", "checks.judge.share=1", "--set", "checks.line_up.share=1")
+    said = pairmill("plan", place.config_file, *asked)
+    assert said.status == 0, said.out
+    for stage in ("judge_labels", "line_up", "make_records"):
+        assert stage in said.out
+    place.build(**ALL)
+    pairs = {row["fate"]: row["id"] for row in place.fates_of_latest() if row["level"] == "pair"}
+    for fate, told in (
+        ("judged_wrong", "wrong, untrue (by test): "), ("target_not_preferred", ", the best: a h"),
+        ("published", "instruction 1: target 0."),
+    ):  # fmt: skip
+        said = pairmill("why", pairs[fate], "-c", place.config_file)
+        assert said.status == 0 and told in said.out, said.out
+
+
 def test_false_negatives_are_in_no_record_or_among_its_positives(checked: Any) -> None:
     place, _ = checked
     place.build(**ALL)

@@ -173,19 +173,19 @@ def test_what_failed_is_asked_again_and_nothing_else(corpus):
     failing = {"p2"}
 
     def rule(request):
-        return "503" if "bad two" in said(request) and failing else "judge"
+        return "400" if "bad two" in said(request) and failing else "judge"
 
     with MllmServer(rule=rule) as server:
         found = run(corpus, server.url)
         assert dropped(corpus, found) == [("p2", "endpoint_error", None)]
         assert kept(corpus, found) == {"p1": 3, "p3": 3, "p4": 3}
-        assert server.counts == {"judge": 3, "503": 2}
+        assert server.counts == {"judge": 3, "400": 1}
         failing.clear()
         found = run(corpus, server.url)
         assert dropped(corpus, found) == [("p2", "judged_wrong", "wrong_target")]
-        assert server.counts == {"judge": 4, "503": 2}
+        assert server.counts == {"judge": 4, "400": 1}
         assert run(corpus, server.url) == found
-        assert server.calls == 6
+        assert server.calls == 5
 
 
 def test_a_night_judges_what_is_new(corpus):
@@ -307,7 +307,7 @@ def test_the_judge_is_calibrated_again_when_something_changed_and_only_then(corp
 def test_no_verdict_agrees_with_nobody_and_what_waits_is_not_counted(corpus):
     def rule(request):
         text = enclosed(request)["i1"]
-        return {"good one": "refusal", "good two": "503"}.get(text, "judge")
+        return {"good one": "refusal", "good two": "400"}.get(text, "judge")
 
     with MllmServer(rule=rule) as server:
         found = calibrated(corpus, server.url)
