@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from infra import responses
 from infra.errors import PairmillError
-from infra.responses import Stored, View
+from infra.responses import View
 from infra.schema import SCHEMAS
+from infra.segments import Stored
 from infra.store import Store
 from infra.text import plain
 

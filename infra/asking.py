@@ -25,7 +25,7 @@ from infra.errors import ConfigError
 from infra.local_mllm import InProcess, LocalModel
 from infra.mllm import CallFailed, Endpoint, EndpointUnavailable, Request, Response, Unanswered
 from infra.pace import Lane, Lanes
-from infra.responses import Stored
+from infra.segments import Stored
 
 LEASE = "responses"
 LEASE_WAIT_S = 3_600.0

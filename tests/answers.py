@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 
 from infra import lease, responses
-from infra.responses import SEGMENTS, Stored
+from infra.responses import SEGMENTS
+from infra.segments import Stored, encode
 from infra.store import Store
 
 
@@ -50,5 +51,5 @@ def kept(store: Store, *answers: Stored) -> list[Stored]:
 def segment(store: Store, epoch: int, number: int, *answers: Stored) -> str:
     """A segment that a dead process left."""
     name = f"{SEGMENTS}{epoch:08d}-{number:08d}.jsonl"
-    store.put(name, responses.encode(answers))
+    store.put(name, encode(answers))
     return name

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from infra import growing, lease, responses, tables, tombstones
+from infra import answer_index, growing, lease, responses, tables, tombstones
 from infra.errors import PairmillError
 from infra.folder import FolderStore
-from infra.responses import SEGMENTS, DamagedSegment, look, open_responses
+from infra.responses import SEGMENTS, look, open_responses
+from infra.segments import DamagedSegment
 from infra.store import Outage, StoreError
 from tests.answers import answer, kept, key, segment
 from tests.stores import READS, NotingStore
@@ -290,9 +291,9 @@ def test_what_a_view_knows_is_not_read_again(tmp_path):
 
 
 def test_rows_of_a_large_shard_are_read_by_groups(store, monkeypatch):
-    monkeypatch.setattr(responses, "WHOLE", 0)
-    monkeypatch.setattr(responses, "CACHE_BYTES", 1 << 12)
-    monkeypatch.setattr(responses, "BLOCKS", 2)
+    monkeypatch.setattr(answer_index, "WHOLE", 0)
+    monkeypatch.setattr(answer_index, "CACHE_BYTES", 1 << 12)
+    monkeypatch.setattr(answer_index, "BLOCKS", 2)
     monkeypatch.setitem(tables.GROUPS, "responses", 100)
     kept(store, *map(answer, range(1000)))
     view = look(store)
@@ -327,7 +328,7 @@ def test_a_lost_record_of_the_table_loses_no_answer(store):
 
 @pytest.mark.parametrize("whole", [0, 1 << 20])
 def test_a_damaged_shard_says_what_it_costs(store, whole, monkeypatch):
-    monkeypatch.setattr(responses, "WHOLE", whole)
+    monkeypatch.setattr(answer_index, "WHOLE", whole)
     kept(store, answer("a"))
     (shard,) = shards(store)
     data = bytearray(store.get(tables.shard_key(shard.sha256)))
