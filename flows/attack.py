@@ -16,7 +16,8 @@ from rich.table import Table as RichTable
 
 from flows.checks import judging
 from flows.config import BuildConfig, open_build
-from flows.gold import Item, labelled, sample
+from flows.gold import labelled, sample
+from flows.gold_page import Item
 from infra import attacks, mllm, rates, tables, versions
 from infra.asking import ask_all
 from infra.attacks import ATTACKS, MARKER, Attack

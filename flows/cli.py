@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -369,15 +370,19 @@ def gold_serve(
 
     from flows import gold
     from flows.config import load_config
+    from flows.gold_page import served
 
     try:
         desk = gold.open_desk(load_config(config, changes or []), count, who or getpass.getuser())
-        page = gold.served(desk, port)
+        page = served(desk, port)
     except PairmillError as error:
         _fail(error)
     print(f"open {page.address}")
     print(f"verdicts go to {desk.path}; end with Ctrl-C", flush=True)
-    page.run()
+    with suppress(KeyboardInterrupt):
+        page.run()
+    said = desk.told()["items"]
+    print(f"{sum(item['verdict'] is not None for item in said)} of {len(said)} judged")
 
 
 @gold_app.command("agree")

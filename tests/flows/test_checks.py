@@ -10,6 +10,7 @@ import pytest
 
 from flows.checks import judging
 from flows.config import load_config
+from flows.gold_page import Said
 from infra import gold
 from infra.errors import ConfigError, Refused
 from tests.flows.place import Place, labels
@@ -175,6 +176,26 @@ def test_a_judge_that_agrees_too_little_is_refused_before_anything_is_paid_for(
     asked = len(server.requests)
     assert place.build(**gate)["fresh"] is False
     assert len(server.requests) == asked
+
+
+def test_pairs_of_the_latest_version_lie_on_the_desk(checked: Any, pairmill: Any) -> None:
+    from flows.gold import open_desk
+
+    place, _ = checked
+    place.build(**ALL)  # what a judge has dropped is to be judged by people all the same
+    config = load_config(place.config_file)
+    desk = open_desk(config, 12, "ann")
+    assert len(desk.items) == 12 and desk.path == place.folder / "gold.jsonl"
+    assert any("red" in item.instruction for item in open_desk(config, 500, "ann").items.values())
+    item = next(iter(desk.items.values()))
+    assert desk.picture(item.query)[:3] == b"\xff\xd8\xff"
+    desk.judge(Said(item=item.name, verdict="partly", reason="vague"))
+    assert [row.item for row in gold.read(desk.path)] == [(item.pair_id, item.instruction)]
+    desk.path.write_text("no verdict\n")
+    said = pairmill("gold", "serve", place.config_file)
+    assert said.status == 2 and "line 1" in said.out
+    said = pairmill("gold", "serve", place.config_file, "--set", "checks.gold.path=null")
+    assert said.status == 2 and "checks.gold.path" in said.out
 
 
 def test_the_command_line_tells_the_agreement(checked: Any, pairmill: Any) -> None:

@@ -13,7 +13,8 @@ import httpx
 import polars as pl
 import pytest
 
-from flows.gold import Desk, Item, Served, sample, served
+from flows.gold import sample
+from flows.gold_page import Desk, Item, Served, served
 from infra import gold
 from infra.corpus import Source
 from infra.errors import PairmillError
