@@ -3,6 +3,7 @@
 Functions over a shard, as `infra.local_mllm.generate`; results are numpy arrays.
 """
 
+import inspect
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,7 +170,9 @@ def _scored(
 
 def _forward(loaded: Loaded, inputs: dict[str, Any], longest: int) -> Any:
     """Logits of the last `longest` + 1 positions; all of them where a model can't be asked less."""
-    return loaded.network(**inputs, logits_to_keep=longest + 1, use_cache=False).logits
+    takes = inspect.signature(loaded.network.forward).parameters
+    fewer = {"logits_to_keep": longest + 1} if "logits_to_keep" in takes else {}
+    return loaded.network(**inputs, **fewer, use_cache=False).logits
 
 
 def _likelihood(nll: Any, ids: Sequence[int]) -> Likelihood:

@@ -257,3 +257,20 @@ def test_a_judge_may_be_another_model_elsewhere(tmp_path: Path) -> None:
     assert config.labels.endpoint and config.labels.endpoint.model == "test"
     told = json.dumps(config.published())
     assert "there" not in told and '"model": "big"' in told
+
+
+def test_labeller_and_judge_may_be_models_in_process(tmp_path: Path) -> None:
+    (tmp_path / "models" / "small").mkdir(parents=True)
+    local = {"labeller": "mllm", "local": {"name": "models/small", "gpus": 0.5}}
+    judge = {"local": {"name": "owner/big", "revision": "main"}, "share": 0.5}
+    place = Place(tmp_path, labels=local, checks={"judge": judge})
+    config = load_config(place.config_file)
+    assert config.labels.local and config.labels.local.name == str(tmp_path / "models" / "small")
+    asking = judging(config).judge.asking
+    assert asking.local and asking.local.name == "owner/big" and asking.endpoint is None
+    told = json.dumps(config.published())
+    assert str(tmp_path) not in told and "revision" not in told
+    assert '"model": "small"' in told and '"model": "big"' in told
+    both = ['labels.endpoint={"url": "http://here/v1", "model": "test"}']
+    with pytest.raises(ConfigError, match="endpoint or local, not both"):
+        load_config(place.config_file, both)
