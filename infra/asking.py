@@ -263,7 +263,7 @@ class Asker:
 
     async def _pay(self, key: str, request: Request) -> Response:
         paying, backend = await self._open()
-        if found := paying.get(key):
+        if found := await paying.find(key):
             self.cost["cached"] += 1
             return _response(found)
         response = await backend.send(request)

@@ -1,6 +1,7 @@
 """A server on which everything goes wrong: by its own ledger nothing it delivered is paid twice."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -36,9 +37,11 @@ def question(number: int) -> mllm.Request:
     )
 
 
-def night(server: MllmServer, folder: Path) -> dict[int, Note | mllm.Flawed]:
+def night(
+    server: MllmServer, folder: Path, timeout_s: float = 0.25
+) -> dict[int, Note | mllm.Flawed]:
     endpoint = {"url": server.url, "model": "tiny", "backoff_s": 0.001, "attempts": 4}
-    params = AskParams(endpoint=endpoint | {"timeout_s": 0.25, "concurrency": 16})
+    params = AskParams(endpoint=endpoint | {"timeout_s": timeout_s, "concurrency": 16})
 
     async def work(ask: mllm.Ask, number: int) -> Note | mllm.Flawed:
         return await mllm.ask_for(ask, question(number), Note)
@@ -68,6 +71,13 @@ def test_nights_of_bad_luck(tmp_path):
     for number, row in found.items():
         if isinstance(row, Note):
             assert row.instructions == own_answer(server, number)
+
+
+def test_of_two_builds_that_meet_one_waits_and_nobody_pays_twice(tmp_path):
+    with MllmServer(delay_ms=5) as server, ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: night(server, tmp_path, 60.0), range(2))
+    assert one == other and len(one) == QUESTIONS
+    assert server.calls == QUESTIONS and set(server.paid.values()) == {1}
 
 
 def own_answer(server: MllmServer, number: int) -> list[str]:
