@@ -25,12 +25,13 @@ from infra.build import Build, Progress, silent
 from infra.canonical import canonical, digest
 from infra.errors import ConfigError, PairmillError
 from infra.judging import PENDING
+from infra.ledger import pinned
 from infra.pictures import Prepared
 from infra.store import NotFound, Store
 from infra.tables import Table
 from tasks import judge_labels, label_pairs
 from tasks.judge_labels import Question
-from tasks.label_pairs import Label, LabelDrop, PairText
+from tasks.label_pairs import Label, LabelDrop, LabelParams, PairText
 
 LONGEST = judge_labels.INSTRUCTION_LIMIT
 
@@ -106,10 +107,11 @@ def measure(config: BuildConfig, pairs: int, progress: Progress = silent) -> dic
         }  # fmt: skip
         outcomes: list[Outcome] = []
         if config.labels.labeller == "mllm":
-            found["labeller"] = config.labels.model
-            found["label_prompt"] = label_pairs.prompt_digest(config.labels)
-            outcomes += _on_labels(build, config, manifest, items, objects)
-        if (judge := _judge(config)) is not None:
+            params = pinned(config.labels, build)
+            found["labeller"] = params.model
+            found["label_prompt"] = label_pairs.prompt_digest(params)
+            outcomes += _on_labels(build, params, manifest, items, objects)
+        if (judge := pinned(_judge(config), build)) is not None:
             found["judge"] = judge.judge.asking.model
             found["judge_prompt"] = judge_labels.prompt_digest()
             outcomes += _on_verdicts(build, judge, items, objects)
@@ -143,12 +145,11 @@ def _judge(config: BuildConfig) -> judge_labels.Judging | None:
 
 def _on_labels(
     build: Build,
-    config: BuildConfig,
+    params: LabelParams,
     manifest: Mapping[str, Any],
     items: Sequence[Item],
     objects: Table,
 ) -> list[Outcome]:
-    params = config.labels
     captions = _captions(build.store, manifest)
     gallery = _gallery(build, items, objects, params.max_pixels)
 

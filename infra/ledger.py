@@ -174,7 +174,7 @@ def stage(
             bound = signature.bind(build, *args, **kwargs)
             bound.apply_defaults()
             inputs, outputs = bound.arguments, get_type_hints(fn)["return"]
-            inputs["params"] = _pinned(inputs["params"], build)
+            inputs["params"] = pinned(inputs["params"], build)
             means = settings(_plain(meaning(inputs["params"])))
             digests = {arg: _digest(build.store, inputs[arg], reads[arg]) for arg in reads}
             numerics = {arg: digests[arg] for arg in reads if not reads[arg]}
@@ -240,14 +240,14 @@ def _plain(params: Any) -> Any:
     return params.model_dump(mode="json") if isinstance(params, BaseModel) else params
 
 
-def _pinned(value: Any, build: Any) -> Any:
+def pinned(value: Any, build: Any) -> Any:
     """Parameters, with those in them that have a method `pinned` replaced by what it gives."""
     if hasattr(value, "pinned"):
         return value.pinned(build)
     if not isinstance(value, BaseModel):
         return value
     fields = {name: getattr(value, name) for name in type(value).model_fields}
-    found = {name: _pinned(inner, build) for name, inner in fields.items()}
+    found = {name: pinned(inner, build) for name, inner in fields.items()}
     changed = {name: inner for name, inner in found.items() if inner is not fields[name]}
     return value.model_copy(update=changed) if changed else value
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
@@ -300,8 +302,9 @@ def _by_pair(
     pairs: pl.DataFrame, found: pl.DataFrame
 ) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     target = dict(pairs.select("pair_id", "target").iter_rows())
-    for (pair_id,), rows in found.sort("pair_id", "place").group_by("pair_id", maintain_order=True):
-        yield str(pair_id), target[str(pair_id)], rows.to_dicts()
+    rows = found.sort("pair_id", "place").iter_rows(named=True)
+    for pair_id, part in groupby(rows, itemgetter("pair_id")):
+        yield pair_id, target[pair_id], list(part)
 
 
 def _decided(target: str, rows: list[dict[str, Any]], params: LiningUp) -> dict[str, Any] | None:
