@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: sample test soak lint docs keys clean
+.PHONY: sample recipes test soak lint docs keys clean
 
 sample: $(INSTALLED)
 	@$(BIN)/pairmill run sample/config.yaml
+
+# Every recipe on its sample, against a scripted server that is started for it.
+recipes: $(INSTALLED)
+	@$(BIN)/python sample/recipes/run_all.py
 
 test: $(INSTALLED)
 	@$(BIN)/pytest
@@ -36,4 +40,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) sample/out
+	rm -rf $(VENV) sample/out sample/recipes/buckets

@@ -12,6 +12,9 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Cron
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from flows.config import _resolve_paths, load_config, parse_config
+from flows.recipe import discover
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deployments.yaml").read_text()
 
@@ -106,8 +109,11 @@ def check(data: dict[str, Any]) -> dict[str, Deployment]:
 
 def test_what_is_deployed():
     deployments = check(yaml.safe_load(TEXT))
-    assert list(deployments) == ["nightly", "sample", "guard"]
-    assert [d.concurrency_limit is not None for d in deployments.values()] == [True, True, False]
+    recipes = {recipe.name for recipe in discover()}
+    assert {"nightly", "sample", "guard"} == deployments.keys() - recipes
+    assert recipes <= deployments.keys()
+    unlimited = [name for name, d in deployments.items() if d.concurrency_limit is None]
+    assert unlimited == ["guard"]
     [night] = deployments["nightly"].schedules
     assert (night.slug, night.active) == ("nightly", True)
     assert deployments["sample"].schedules == []
@@ -116,6 +122,15 @@ def test_what_is_deployed():
 def test_the_sample_deployment_is_the_sample_config():
     deployed = yaml.safe_load(TEXT.replace("sample/", ""))["definitions"]["sample"]
     assert deployed == yaml.safe_load((ROOT / "sample" / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in discover()])
+def test_a_deployed_recipe_is_its_sample_config(recipe):
+    deployed = check(yaml.safe_load(TEXT))[recipe]
+    assert deployed.entrypoint == f"flows/{recipe}.py:{recipe}"
+    places = deepcopy(deployed.parameters["config"])
+    _resolve_paths(places, ROOT)
+    assert parse_config(places) == load_config(ROOT / "sample/recipes" / f"{recipe}.yaml")
 
 
 def at(data: Any, *path: Any) -> Any:
