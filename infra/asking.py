@@ -292,7 +292,9 @@ class Asker:
         return self._paying, self._backend
 
     def _wait(self, who: str) -> None:
-        log.info("%s: waiting for %s, which is paying for answers in this store", self._stage, who)
+        log.warning(
+            "%s: waiting for %s, which is paying for answers in this store", self._stage, who
+        )
 
     async def _connect(self, granted: lease.Lease, spending: Spending) -> Backend:
         endpoint, local = self._params.endpoint, self._params.local

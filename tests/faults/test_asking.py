@@ -73,11 +73,12 @@ def test_nights_of_bad_luck(tmp_path):
             assert row.instructions == own_answer(server, number)
 
 
-def test_of_two_builds_that_meet_one_waits_and_nobody_pays_twice(tmp_path):
+def test_of_two_builds_that_meet_one_waits_and_nobody_pays_twice(tmp_path, caplog):
     with MllmServer(delay_ms=5) as server, ThreadPoolExecutor(2) as threads:
         one, other = threads.map(lambda _: night(server, tmp_path, 60.0), range(2))
     assert one == other and len(one) == QUESTIONS
     assert server.calls == QUESTIONS and set(server.paid.values()) == {1}
+    assert "test: waiting for process " in caplog.text
 
 
 def own_answer(server: MllmServer, number: int) -> list[str]:
