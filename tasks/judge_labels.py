@@ -266,8 +266,9 @@ def decided(
     labels: pl.DataFrame, verdicts: pl.DataFrame, params: Judging
 ) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
     """What the verdicts make of the labels: those that stay, and drops of pairs."""
+    against = (pl.col("number") == 0) | pl.col("verdict").is_in(params.dropped)
     said: dict[str, list[dict[str, Any]]] = {}
-    for row in verdicts.iter_rows(named=True):
+    for row in verdicts.filter(against).iter_rows(named=True):
         said.setdefault(row["pair_id"], []).append(row)
     kept, drops = [], []
     for label in labels.sort("pair_id").iter_rows(named=True):
@@ -283,14 +284,14 @@ def decided(
 def _decided(
     instructions: list[str], verdicts: list[dict[str, Any]], params: Judging
 ) -> tuple[list[str], dict[str, Any] | None]:
-    """The instructions of a pair that stay, or why it is dropped."""
+    """The instructions of a pair that stay after verdicts against them, or why it is dropped."""
     for row in verdicts:
         if row["number"] == 0 and row["reason"] in PENDING:
             return [], {"rule": row["reason"]}
         if row["number"] == 0:
             drop = {"rule": "unjudged", "detail": row["reason"]}
             return instructions, drop if params.unjudged == "drop" else None
-    lost = {row["number"]: row["reason"] for row in verdicts if row["verdict"] in params.dropped}
+    lost = {row["number"]: row["reason"] for row in verdicts}
     stay = [text for number, text in enumerate(instructions, 1) if number not in lost]
     if len(stay) >= min(params.needed, len(instructions)):
         return stay, None

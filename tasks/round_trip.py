@@ -36,11 +36,11 @@ class RoundTripParams(BaseModel):
     )
     model: str = Field("", description="Model whose space is used; empty: that of clip_score.")
     weight: float = Field(
-        0.5,
+        0.25,
         ge=0,
         le=1,
-        description="Share of the query's vector, the rest is the instruction's. 0.5 is the sum"
-        " that MegaPairs trains CLIP with; as a measure it is ours.",
+        description="Share of the query's vector, the rest is the instruction's. The default is"
+        " ours: with much more, the query alone finds the target, whatever is said.",
     )
 
 
