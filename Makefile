@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: sample recipes test soak lint docs keys clean
@@ -14,7 +15,7 @@ recipes: $(INSTALLED)
 	@$(BIN)/python sample/recipes/run_all.py
 
 test: $(INSTALLED)
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The long form of the property and fault tests; PAIRMILL_SOAK_SEED=N repeats a run.
 soak: $(INSTALLED)

@@ -287,7 +287,7 @@ def render_samples(
         "figures": [
             ("objects", manifest["counts"]["objects"]),
             ("images", manifest["counts"]["images"]),
-            *[(name.replace("_", " "), left) for name, left, _ in manifest["yields"][:1]],
+            ("samples", sum(manifest["counts"]["fates"].get("sample", {}).values())),
             ("records", manifest["counts"]["records"]),
         ],
         "refused": manifest.get("refused"),
