@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -72,11 +72,41 @@ class ChecksParams(BaseModel):
         return self.judge.share > 0 or self.line_up.share > 0
 
 
+# What notes on MegaPairs (arXiv 2412.14475) agree on: one window for every space, no filter of
+# captions and no removal of near-duplicates but the window's upper end, five hard negatives and at
+# least three instructions a pair. `*` stands for every space of the config.
+PAPER: dict[str, Any] = {
+    "spaces": {"*": {"band": {"unit": "cosine", "low": 0.8, "high": 0.96}}},
+    "dedup": {"near": "off"},
+    "clip_score": {"keep": "all"},
+    "pairs": {"negatives": 5},
+    "labels": {"calls": "two", "instructions": 3},
+}
+
+
+def _under(data: Any, defaults: dict[str, Any]) -> Any:
+    """Settings with defaults under them."""
+    if not isinstance(data, dict):
+        return data
+    merged = dict(data)
+    for key, value in defaults.items():
+        for name in data if key == "*" else (key,):
+            given = data.get(name, {} if isinstance(value, dict) else value)
+            merged[name] = _under(given, value) if isinstance(value, dict) else given
+    return merged
+
+
 class BuildConfig(BaseModel):
     """Everything a build depends on. `dataset`, `corpus.uri` and `store.uri` are required."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
+    recipe: Literal["megapairs"] = Field("megapairs", description="The recipe of the main flow.")
+    preset: Literal["ours", "paper"] = Field(
+        "ours",
+        description="Defaults of what the config does not set. paper: as far as the paper of"
+        " MegaPairs states them, see docs/recipes.md; ours: as in these tables.",
+    )
     dataset: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the dataset in the store."
     )
@@ -99,6 +129,15 @@ class BuildConfig(BaseModel):
     split: SplitParams = SplitParams()
     publish: PublishParams = PublishParams()
     tidy: TidyParams = TidyParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        return (
+            _under(data, PAPER)
+            if isinstance(data, dict) and data.get("preset") == "paper"
+            else data
+        )
 
     @model_validator(mode="after")
     def _models_exist(self) -> "BuildConfig":
@@ -207,7 +246,7 @@ def parse_config(data: dict[str, Any], name: str = "config") -> Any:
 
 
 def _model_of(data: dict[str, Any], name: str) -> type[BaseModel]:
-    if "recipe" not in data:
+    if data.get("recipe", "megapairs") == "megapairs":
         return BuildConfig
     from flows.recipe import discover
 

@@ -94,15 +94,17 @@ class RecipeConfig(BaseModel):
 
 
 class Recipe(NamedTuple):
-    """A recipe as it is listed, its config and its stages: `stages(run, config, step) -> Made`."""
+    """A recipe as it is listed, its config and its stages: `stages(run, config, step) -> Made`;
+    without stages where a flow of another shape runs it.
+    """
 
     name: str
     says: str
     takes: str
     gives: str
     needs: str
-    config: type[RecipeConfig]
-    stages: Callable[..., "Made"]
+    config: type[BaseModel]
+    stages: Callable[..., "Made"] | None
 
 
 class Made(NamedTuple):
@@ -156,6 +158,7 @@ def build_recipe(
     run: Build, recipe: Recipe, config: RecipeConfig, step: Any = step
 ) -> dict[str, Any]:
     """The stages of a recipe, then what all have in common: records, fates, a version."""
+    assert recipe.stages is not None
     made = recipe.stages(run, config, step)
     recorded = step(record_samples)(
         run, made.samples, made.seen.images, RecordParams(round(10_000 * config.validation))
