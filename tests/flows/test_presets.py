@@ -48,7 +48,7 @@ def test_without_a_preset_defaults_are_ours(parsed):
 
 
 def test_mistakes_are_told_under_a_preset_as_well(parsed):
-    with pytest.raises(ConfigError, match="spaces.image.band: band.low 0.97 must be below"):
+    with pytest.raises(ConfigError, match=r"spaces\.image\.band: band\.low 0\.97 must be below"):
         parsed(preset="paper", spaces={"image": {"model": "clip", "band": {"low": 0.97}}})
 
 
