@@ -50,6 +50,7 @@ class Batches:
         self.retry_after: str | None = None
         self.files: dict[str, tuple[str, bytes]] = {}
         self.batches: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []  # the id of each line that was answered
         self.looks: dict[str, int] = {}
         self.plans: dict[str, str] = {}
         self._numbers = itertools.count(1)
@@ -153,6 +154,7 @@ class Batches:
             batch["errors"] = {"data": [{"code": "invalid", "message": "line 1 is not valid"}]}
 
     def _produced(self, asked: Line) -> Line:
+        self.asked.append(asked["custom_id"])
         reply = self.answer(asked["body"])
         return {
             **{"id": f"batch_req_{next(self._numbers)}", "custom_id": asked["custom_id"]},

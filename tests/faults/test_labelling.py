@@ -2,17 +2,22 @@
 server counts what it was paid for.
 """
 
+import os
+import random
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from infra.responses import look
 from infra.store import Location, open_store
 from tests.faults.buckets import config, fill
 from tests.faults.night import Night
+from tests.mllm_batches import PLANS
 from tests.mllm_server import MllmServer, Storm
 
 PICTURES, TARGETS = 135, 20
@@ -90,3 +95,36 @@ def test_a_kill_two_storms_and_a_spent_budget_and_every_pair_is_paid_for_once(tm
         undisturbed = night(calm)
     assert server.paid.total() == finished["pairs"]
     assert undisturbed["digest"] == finished["digest"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_soak_batches(tmp_path, capsys):
+    """Kills at any moment of builds that ask in batches: no line of a batch is paid for twice."""
+    seed = int(os.environ.get("PAIRMILL_SOAK_SEED", time.time_ns() % 1_000_000))
+    draw, corpus, kills, singles = random.Random(seed), tmp_path / "corpus", 0, 0
+    fill(corpus, 0, 40)
+    batch = {"collect_s": 0.1, "poll_s": 0.1, "wait_s": 2.0, "settle_s": 0.3, "most": 40}
+    for number in range(4):
+        store = tmp_path / f"store {number}"
+        with MllmServer(keep=False) as server:
+            server.batches.script = draw.choices(sorted({*PLANS} - {"never"}), k=30)
+            asking = labels(server)
+            asking["endpoint"]["batch"] = batch
+            settings = config(corpus, store, labels=asking)
+            said: dict[str, Any] = {"waiting": True}
+            while said["waiting"]:
+                night = Night(settings, tmp_path / "told")
+                night.process.join(draw.uniform(1, 6) if kills < 6 * (number + 1) else None)
+                if night.process.is_alive():
+                    night.kill()
+                end = night.end()
+                kills += end.killed
+                said = said if end.killed else end.said
+            assert not server.batches.files
+        assert set(Counter(server.batches.asked).values()) == {1}
+        # The first call of a build goes by itself, and is in flight like any other.
+        singles += (twice := server.paid.total() - said["pairs"])
+        assert twice <= server.counts["good"] and set(server.paid.values()) <= {1, 2}
+    with capsys.disabled():
+        print(f"\n{kills} kills of builds in batches, {singles} single calls paid twice, {seed=}")
