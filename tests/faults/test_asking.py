@@ -64,7 +64,7 @@ def test_nights_of_bad_luck(tmp_path):
         calls = server.calls
         assert night(server, tmp_path) == found and server.calls == calls
     assert {"refused", "truncated", "empty"} <= set(flaws) <= FINAL
-    assert set(server.counts) == {"good", "too many", *script}
+    assert set(server.counts) - {"too many"} == {"good", *script}
     # A duplicate arrives, is told from the answer, and is asked for again.
     again = {asked for asked, times in server.delivered.items() if times > 1}
     assert sum(server.delivered[asked] - 1 for asked in again) <= server.counts["duplicate"]

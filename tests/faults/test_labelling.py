@@ -44,6 +44,7 @@ def records(store: Path, version: int) -> pl.DataFrame:
     return pl.read_parquet(store / f"datasets/few/v{version:06d}/records/*.parquet")
 
 
+@pytest.mark.timeout(600)
 def test_a_kill_two_storms_and_a_spent_budget_and_every_pair_is_paid_for_once(tmp_path):
     corpus, store, calm = (tmp_path / name for name in ("corpus", "store", "calm"))
     fill(corpus, 0, PICTURES)
