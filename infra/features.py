@@ -287,10 +287,11 @@ def look(
         "entropy": quality.entropy,
         "informative": quality.informative,
     }
-    return Seen(image_id, header, row, {g: _square(picture, g) for g in geometries})
+    return Seen(image_id, header, row, {g: square(picture, g) for g in geometries})
 
 
-def _square(picture: Any, geometry: Geometry) -> np.ndarray:
+def square(picture: Any, geometry: Geometry) -> np.ndarray:
+    """A decoded picture as a model's input, uint8 [size, size, 3]."""
     resize = math.floor(geometry.size / geometry.crop_pct)
     return images.fit(
         picture,

@@ -146,12 +146,7 @@ def shown(data: bytes, view: View, max_pixels: int) -> bytes:
     most = min(max_pixels, view.pixels or max_pixels)
     if view.crop is None and not view.noise:
         return shrink(data, most)
-    header = images.read_header(data, images.MOST_PIXELS)
-    picture = images.decode(data, min(header.width, header.height), images.MOST_PIXELS)
-    if view.crop:
-        left, top, right, bottom = view.crop
-        box = (max(0, left), max(0, top), min(picture.width, right), min(picture.height, bottom))
-        picture = picture.crop(box)
+    picture = cut(data, view)
     scale = min(1.0, math.sqrt(most / (picture.width * picture.height)))
     size = [max(1, int(side * scale)) for side in picture.size]
     picture = picture.resize((size[0], size[1]), images.Resampling.LANCZOS)
@@ -162,6 +157,17 @@ def shown(data: bytes, view: View, max_pixels: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
+
+
+def cut(data: bytes, view: View) -> images.Image.Image:
+    """The part of a picture that a view shows, RGB, at its full size. Raises images.Unreadable."""
+    header = images.read_header(data, images.MOST_PIXELS)
+    picture = images.decode(data, min(header.width, header.height), images.MOST_PIXELS)
+    if view.crop:
+        left, top, right, bottom = view.crop
+        box = (max(0, left), max(0, top), min(picture.width, right), min(picture.height, bottom))
+        picture = picture.crop(box)
+    return picture
 
 
 def shrink(data: bytes, max_pixels: int) -> bytes:

@@ -1,7 +1,9 @@
 """Files of records as their trainers read them, beside the Parquet files of every version."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -12,6 +14,16 @@ from infra.product import Contents, Product
 from infra.store import Store
 
 Files = Iterator[tuple[str, bytes]]
+
+# What a trainer asks of a region, from the region to the whole. RegionGPT (arXiv 2403.02330) asks
+# for the category of `<region>` in the same way; the words are ours.
+REGION_QUESTIONS = (
+    "Describe <region> in detail.",
+    "Describe <region> together with what is around it.",
+    "What is <region>? Answer with its category.",
+    "Describe the whole picture.",
+)
+REGION_COLUMNS = ("region_caption", "context_caption", "class_name", "global_caption")
 
 
 def samples_of(files: Callable[[pl.DataFrame], Files]) -> Product:
@@ -51,6 +63,78 @@ def lines(rows: pl.DataFrame) -> Files:
         yield f"jsonl/{split}.jsonl", "".join(f"{line}\n" for line in dumped).encode()
 
 
+def regions(rows: pl.DataFrame) -> Files:
+    """Captions of boxes: conversations with `<region>`, and COCO's captions with a box each.
+
+    `conversations/<split>.json` is LLaVA's form, with what fills the `<region>` placeholders in
+    their order: `boxes` (left, top, right, bottom in pixels of the original) and `boxes_norm`, the
+    same from 0 to 1. `coco/<split>.json` has images, annotations (bbox: left, top, width, height)
+    and categories.
+    """
+    for split, part in _splits(rows):
+        said = [_region(row) for row in part.iter_rows(named=True)]
+        yield f"conversations/{split}.json", _json(said)
+        yield f"coco/{split}.json", _json(_coco_captions(part))
+
+
+def _region(row: Mapping[str, Any]) -> dict[str, Any]:
+    asked = [(f"<image>\n{REGION_QUESTIONS[0]}", row["region_caption"])]
+    asked += [
+        (question, row[column])
+        for question, column in zip(REGION_QUESTIONS[1:], REGION_COLUMNS[1:], strict=True)
+        if row.get(column)
+    ]
+    turns = [
+        {"from": side, "value": value}
+        for question, answer in asked
+        for side, value in (("human", question), ("gpt", _without_places(answer)))
+    ]
+    count = sum(question.count("<region>") for question, _ in asked)
+    sides = (row["width"], row["height"]) * 2
+    norm = [round(side / of, 6) for side, of in zip(row["box"], sides, strict=True)]
+    return {
+        "id": row["sample_id"], "image": row["key"], "width": row["width"],
+        "height": row["height"], "boxes": [row["box"]] * count, "boxes_norm": [norm] * count,
+        "class_name": row["class_name"], "box_source": row["source"], "conversations": turns,
+    }  # fmt: skip
+
+
+def _without_places(text: str) -> str:
+    """A text whose words no trainer takes for the place of a picture or a region."""
+    return re.sub(r"<(/?(?:image|region)[^<>]*)>", r"\1", text)
+
+
+def _coco_captions(rows: pl.DataFrame) -> dict[str, Any]:
+    pictures = rows.select("image_id", "key", "width", "height").unique("image_id").sort("image_id")
+    numbers = {name: at for at, name in enumerate(pictures["image_id"], 1)}
+    names = sorted({name for name in rows["class_name"] if name is not None})
+    classes = {name: at for at, name in enumerate(names, 1)}
+    return {
+        "images": [
+            {"id": numbers[image], "file_name": key, "width": width, "height": height}
+            for image, key, width, height in pictures.iter_rows()
+        ],
+        "annotations": [
+            {
+                "id": at, "image_id": numbers[row["image_id"]], "bbox": _sides(row["box"]),
+                "area": math.prod(_sides(row["box"])[2:]), "iscrowd": 0,
+                "category_id": classes.get(row["class_name"]), "caption": row["region_caption"],
+            }
+            for at, row in enumerate(rows.iter_rows(named=True), 1)
+        ],
+        "categories": [{"id": at, "name": name} for name, at in classes.items()],
+    }  # fmt: skip
+
+
+def _sides(box: Sequence[int]) -> list[int]:
+    left, top, right, bottom = box
+    return [left, top, right - left, bottom - top]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()
+
+
 def _splits(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     for split in ("train", "validation"):
         part = rows.filter(pl.col("split") == split) if rows.height else rows
@@ -58,7 +142,11 @@ def _splits(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
             yield split, part
 
 
-EXPORTS: Mapping[str, Callable[[pl.DataFrame], Files]] = {"llava": llava, "lines": lines}
+EXPORTS: Mapping[str, Callable[[pl.DataFrame], Files]] = {
+    "llava": llava,
+    "lines": lines,
+    "regions": regions,
+}
 
 
 def _since(

@@ -9,6 +9,7 @@ import json
 import math
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
@@ -22,6 +23,9 @@ from infra.tables import Table
 
 FILE_BYTES = 1 << 30
 TEXT_LIMIT = 100_000  # characters of one text
+DETAIL = 200
+FARTHEST = 1 << 24  # pixels
+NOT_CONTENT = ("image", "size", "crowd")
 Format = Literal["conversations", "coco", "refcoco", "rows"]
 Row = dict[str, Any]
 
@@ -42,7 +46,13 @@ class ImportParams(BaseModel):
     )
     columns: dict[str, str] = Field(
         {},
-        description="For `rows`: our column by the name of theirs; `image` names the picture.",
+        description="For `rows`: our column by the name of theirs; `image` names the picture, `box`"
+        " its left, top, right and bottom in pixels.",
+    )
+    images: str = Field(
+        "",
+        description="Folder or container of the corpus in which the files name their pictures;"
+        " otherwise a name is a key, or the place beside the file.",
     )
 
 
@@ -70,13 +80,13 @@ def find_files(build: Build, params: ImportParams) -> Table:
 
 
 def meaning(params: ImportParams) -> Any:
-    return params.model_dump(include={"format", "columns"})
+    return params.model_dump(include={"format", "columns", "images"})
 
 
 @stage(
-    version=1,
+    version=2,
     reads={"files": ("key", "stamp"), "objects": ("key", "member", "image_id"),
-           "images": ("image_id",)},
+           "images": ("image_id", "width", "height")},
     meaning=meaning,
 )  # fmt: skip
 def import_records(
@@ -84,30 +94,27 @@ def import_records(
 ) -> Imported:
     """Samples of all files: (sample_id, image_id, source, and the columns of the format).
 
-    Of equal ones the first stays. A row without a usable picture, or of a shape that the format
-    does not have, is a drop. Raises ConfigError for a file that is no JSON.
+    Of equal ones the first stays. A row without a usable picture, with a picture of another size
+    than it says, of a crowd, or of a shape that the format does not have, is a drop. Raises
+    ConfigError for a file that is no JSON, or none of whose rows has the shape.
     """
     by_name = _names(build, objects)
-    usable = set(tables.read(build.store, images, ["image_id"])["image_id"].to_pylist())
+    rows = tables.read(build.store, images, ["image_id", "width", "height"]).to_pylist()
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows}
     found: dict[str, Row] = {}
     drops: list[Row] = []
     for key in tables.read(build.store, files, ["key"])["key"].to_pylist():
+        source = posixpath.splitext(posixpath.basename(key))[0]
         for number, row in enumerate(_rows(key, _load(build, key), params)):
-            name = f"{key}#{number}"
-            image_id = _image(by_name, key, row.get("image"))
-            if image_id is None or image_id not in usable:
-                rule = "no_such_image" if image_id is None else "image_unusable"
-                drops.append({"id": name, "rule": rule, "detail": str(row.get("image"))[:200]})
+            image_id = _image(by_name, key, row.get("image"), params.images)
+            content = {k: v for k, v in row.items() if k not in NOT_CONTENT}
+            if flaw := _flaw(row, content, image_id, sizes):
+                drops.append({"id": f"{key}#{number}", "rule": flaw[0], "detail": flaw[1]})
                 continue
-            content = {k: v for k, v in row.items() if k != "image"}
-            if flaw := next((k for k, v in content.items() if _is_unfit(v)), None):
-                drops.append({"id": name, "rule": "malformed_record", "detail": flaw})
-                continue
-            sample = samples.sample_id(image_id, content)
+            sample = samples.sample_id(str(image_id), content)
             if sample in found:
-                drops.append({"id": name, "rule": "same_record", "detail": sample})
+                drops.append({"id": f"{key}#{number}", "rule": "same_record", "detail": sample})
                 continue
-            source = posixpath.splitext(posixpath.basename(key))[0]
             found[sample] = {"sample_id": sample, "image_id": image_id, "source": source, **content}
     frame = pl.DataFrame(list(found.values()), _schema(params), orient="row")
     return Imported(
@@ -116,11 +123,36 @@ def import_records(
     )
 
 
-def _is_unfit(value: Any) -> bool:
-    """A text that is none, or too long; a box that has no area."""
-    if isinstance(value, list) and value and isinstance(value[0], int):
-        return len(value) != 4 or value[2] <= value[0] or value[3] <= value[1]
-    return value is None or (isinstance(value, str) and len(value) > TEXT_LIMIT)
+def _flaw(
+    row: Row, content: Row, image_id: str | None, sizes: Mapping[str, tuple[int, int]]
+) -> tuple[str, str] | None:
+    """The rule by which a row can't be used, and what decided."""
+    if "malformed" in row:
+        return "malformed_record", _text(row["malformed"])[:DETAIL]
+    if image_id is None or image_id not in sizes:
+        rule = "no_such_image" if image_id is None else "image_unusable"
+        return rule, _text(str(row.get("image")))[:DETAIL]
+    # A box in pixels of a picture that was resized since lies elsewhere.
+    size, here = row.get("size"), sizes[image_id]
+    if size and size != here:
+        return "other_size", _text("{}x{}, here {}x{}".format(*size, *here))[:DETAIL]
+    if row.get("crowd"):
+        return "crowd", str(content.get("class_name"))[:DETAIL]
+    unfit = next((name for name, value in content.items() if _is_unfit(name, value)), None)
+    return ("malformed_record", unfit) if unfit else None
+
+
+def _is_unfit(name: str, value: Any) -> bool:
+    """A text that is empty or too long; a box that has no area, or is out of all bounds."""
+    if name == "box":
+        return (
+            not isinstance(value, list)
+            or len(value) != 4
+            or max(map(abs, value)) > FARTHEST
+            or value[2] <= value[0]
+            or value[3] <= value[1]
+        )
+    return not value or (isinstance(value, str) and len(value) > TEXT_LIMIT)
 
 
 def _names(build: Build, objects: Table) -> dict[str, str]:
@@ -130,86 +162,154 @@ def _names(build: Build, objects: Table) -> dict[str, str]:
     return dict(zip(ids, rows["image_id"].to_list(), strict=True))
 
 
-def _image(by_name: Mapping[str, str], key: str, name: Any) -> str | None:
-    """The image that a file's row names: by its key, or by its place beside the file."""
+def _image(by_name: Mapping[str, str], key: str, name: Any, folder: str) -> str | None:
+    """The image that a file's row names: in the folder, by its key, or beside the file."""
     if not isinstance(name, str):
         return None
-    beside = posixpath.normpath(posixpath.join(posixpath.dirname(key), name))
-    return by_name.get(name) or by_name.get(beside)
+    folders = [folder] if folder else ["", posixpath.dirname(key)]
+    places = (posixpath.normpath(posixpath.join(place, name)) for place in folders)
+    return next((by_name[place] for place in (name, *places) if place in by_name), None)
 
 
 def _load(build: Build, key: str) -> Any:
     stat = build.corpus.head(key)
     if stat.size > FILE_BYTES:
         raise ConfigError(f"{key} has {stat.size >> 20} MiB; split it into files below 1 GiB")
-    text = build.corpus.get(key).decode("utf-8-sig", "replace")
+    data, at = build.corpus.get(key), 0
     try:
-        if key.endswith(".jsonl"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
+        text = data.decode("utf-8-sig")
+        if not key.endswith(".jsonl"):
+            return json.loads(text)
+        rows = []
+        # Not splitlines: it also breaks at characters that stand in texts.
+        for line in text.split("\n"):
+            at += 1
+            if line.strip():
+                rows.append(json.loads(line))
+        return rows
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{key} is not JSON ({error}); mend it, or leave it out") from None
+        where = f", line {at}," if at else ""
+        said = _text(str(error))[:DETAIL]
+        raise ConfigError(f"{key}{where} is not JSON ({said}); mend it, or leave it out") from None
+
+
+_WRONG = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
 
 
 def _rows(key: str, data: Any, params: ImportParams) -> Iterator[Row]:
+    """The rows of a file. One that is not of the format has only the member `malformed`.
+
+    Raises ConfigError where the file as a whole is not of the format.
+    """
+    entries, read = data, _FORMATS[params.format]
     try:
-        yield from _FORMATS[params.format](data, params)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ConfigError(
-            f"{key} is not of the format {params.format} ({type(error).__name__}: {error}); see "
-            "records.format"
-        ) from None
+        if params.format in ("coco", "refcoco") and not (
+            params.format == "refcoco" and isinstance(data, list)
+        ):
+            entries, read = _indexed(data, params.format)
+        if not isinstance(entries, list):
+            raise TypeError(f"a list of records is wanted, this is {type(entries).__name__}")
+    except _WRONG as error:
+        raise _not_of(key, params, error) from None
+    first: Exception | None = None
+    good = 0
+    for entry in entries:
+        try:
+            row = read(entry, params)
+        except _WRONG as error:
+            first = first or error
+            row = {"malformed": f"{type(error).__name__}: {error}"}
+        else:
+            good += 1
+        yield row
+    if first and not good:
+        raise _not_of(key, params, first)
 
 
-def _conversations(data: Any, params: ImportParams) -> Iterator[Row]:
-    for entry in data:
-        turns = entry["conversations"]
-        said = {side: [t["value"] for t in turns if t["from"] == side] for side in ("human", "gpt")}
-        yield {
-            "image": entry.get("image"),
-            "instruction": _text(said["human"][0].replace("<image>", ""))
-            if said["human"]
-            else None,
-            "response": _text(said["gpt"][0]) if said["gpt"] else None,
-        }
+def _not_of(key: str, params: ImportParams, error: Exception) -> ConfigError:
+    said = f"{type(error).__name__}: {_text(str(error))[:DETAIL]}"
+    return ConfigError(f"{key} is not of the format {params.format} ({said}); see records.format")
 
 
-def _coco(data: Any, params: ImportParams) -> Iterator[Row]:
-    pictures = {image["id"]: image["file_name"] for image in data["images"]}
-    names = {category["id"]: category["name"] for category in data["categories"]}
-    for region in data["annotations"]:
-        yield {
-            "image": pictures.get(region["image_id"]),
-            "box": _corners(region["bbox"]),
-            "class_name": _text(names[region["category_id"]]),
-        }
+Reader = Callable[[Any, ImportParams], Row]
 
 
-def _refcoco(data: Any, params: ImportParams) -> Iterator[Row]:
-    for entry in data:
-        sentences = [s["sent"] if isinstance(s, dict) else s for s in entry["sentences"]]
-        yield {
-            "image": entry["file_name"],
-            "box": _corners(entry["bbox"]),
-            "class_name": _text(entry.get("category") or sentences[0]),
-        }
+def _conversations(entry: Any, params: ImportParams) -> Row:
+    turns = entry["conversations"]
+    said = {side: [t["value"] for t in turns if t["from"] == side] for side in ("human", "gpt")}
+    return {
+        "image": entry.get("image"),
+        "instruction": _text(said["human"][0].replace("<image>", "")),
+        "response": _text(said["gpt"][0]),
+    }
 
 
-def _plain_rows(data: Any, params: ImportParams) -> Iterator[Row]:
-    for entry in data:
-        yield {ours: _value(entry.get(theirs)) for ours, theirs in params.columns.items()}
+def _indexed(data: Any, kind: str) -> tuple[Any, Reader]:
+    """Entries of a file of COCO's form, and how one is read: by the ids of the others."""
+    pictures = _by_id(data["images"])
+    names = {number: row.get("name") for number, row in _by_id(data["categories"]).items()}
+    regions = data["annotations"]
+    if kind == "coco":
+        return regions, partial(_coco, pictures, names)
+    return data["refs"], partial(_refcoco, pictures, names, _by_id(regions))
 
 
-_FORMATS: Mapping[str, Callable[[Any, ImportParams], Iterator[Row]]] = {
+def _by_id(rows: Any) -> dict[Any, Row]:
+    return {row["id"]: row for row in rows}
+
+
+def _coco(
+    pictures: Mapping[Any, Row], names: Mapping[Any, Any], region: Any, params: ImportParams
+) -> Row:
+    return {
+        **_picture(pictures.get(region["image_id"], {})),
+        "crowd": bool(region.get("iscrowd")),
+        "box": _corners(region["bbox"]),
+        "class_name": _text(names[region["category_id"]]),
+    }
+
+
+def _picture(row: Row) -> Row:
+    """What COCO says of a picture: its name, and the size in which boxes are meant."""
+    size = (row.get("width"), row.get("height"))
+    return {"image": row.get("file_name"), "size": size if all(size) else None}
+
+
+def _refcoco(
+    pictures: Mapping[Any, Row],
+    names: Mapping[Any, Any],
+    regions: Mapping[Any, Row],
+    entry: Any,
+    params: ImportParams,
+) -> Row:
+    """A reference of REFER's form; its box may stand with it, or in COCO's instances."""
+    sentences = [s["sent"] if isinstance(s, dict) else s for s in entry["sentences"]]
+    region = entry if "bbox" in entry else regions[entry["ann_id"]]
+    # REFER names pictures `<name>_<ann_id>.jpg`, which no file is called.
+    picture = pictures.get(entry.get("image_id"), {"file_name": entry.get("file_name")})
+    called = entry.get("category") or names.get(entry.get("category_id")) or sentences[0]
+    return {
+        **_picture(picture),
+        "box": _corners(region["bbox"]),
+        "class_name": _text(called),
+        "expression": _text(sentences[0]),
+    }
+
+
+def _plain_row(entry: Any, params: ImportParams) -> Row:
+    return {ours: _value(ours, entry.get(theirs)) for ours, theirs in params.columns.items()}
+
+
+_FORMATS: Mapping[str, Reader] = {
     "conversations": _conversations,
-    "coco": _coco,
-    "refcoco": _refcoco,
-    "rows": _plain_rows,
+    "coco": partial(_coco, {}, {}),
+    "refcoco": partial(_refcoco, {}, {}, {}),
+    "rows": _plain_row,
 }
 _TEXTS: Mapping[str, dict[str, Any]] = {
     "conversations": {"instruction": pl.String, "response": pl.String},
     "coco": {"box": pl.List(pl.Int64), "class_name": pl.String},
-    "refcoco": {"box": pl.List(pl.Int64), "class_name": pl.String},
+    "refcoco": {"box": pl.List(pl.Int64), "class_name": pl.String, "expression": pl.String},
 }
 
 
@@ -228,10 +328,13 @@ def _corners(box: Any) -> list[int]:
     return [math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height)]
 
 
-def _value(value: Any) -> Any:
-    if isinstance(value, list):
+def _value(name: str, value: Any) -> Any:
+    """A member of a plain row: texts as they are, a box as whole pixels, the rest as JSON."""
+    if name == "image" or value is None:
+        return value
+    if name == "box":
         return [math.floor(side) for side in value[:2]] + [math.ceil(side) for side in value[2:]]
-    return None if value is None else _text(str(value))
+    return _text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _text(text: str) -> str:

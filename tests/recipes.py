@@ -1,5 +1,6 @@
 """Configs of recipes for tests: the sample's models, a thread pool, a server of answers."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ SAMPLE = Path(__file__).parents[1] / "sample"
 EMBEDDERS = {
     "clip": {"library": "open_clip", "name": str(SAMPLE / "models/clip")},
 }
+
+
+def write_corpus(recipe: str, folder: Path) -> Path:
+    """The corpus of a recipe as `make recipes` makes it."""
+    maker = runpy.run_path(str(SAMPLE / "recipes/make_records.py"))
+    found: Path = maker["write"](recipe, folder)
+    return found
 
 
 def write_config(
