@@ -733,11 +733,12 @@ class InProcess:
 
     def _prompt(self, request: Request) -> Prompt:
         look = getattr(self._pictures, "lying", None) or self._pictures
+        system, text = with_schema(request)
         return Prompt(
             request_key(request),
-            with_schema(request),
+            system,
             tuple(Shown(name, look(image_id)) for name, image_id in request.pictures),
-            request.text,
+            text,
             request.turns,
             request.max_tokens,
             request.temperature,

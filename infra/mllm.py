@@ -663,23 +663,29 @@ def schema_of(answer: type[BaseModel]) -> dict[str, Any]:
     return answer.model_json_schema()
 
 
-def with_schema(request: Request) -> str:
-    """The instructions of a request, and the schema of its answer for who can't be held to it."""
+def with_schema(request: Request) -> tuple[str, str]:
+    """Instructions and text of a request, with the schema of its answer for who can't be held to
+    it: at the end of the instructions, or of the text where there are none.
+    """
     shape = json.dumps(schema_of(request.answer), ensure_ascii=False)
     words = _prompts.get_template("json_only.jinja").render(schema=shape)
-    return f"{request.instructions}\n\n{words}"
+    if request.instructions:
+        return f"{request.instructions}\n\n{words}", request.text
+    return "", f"{request.text}\n\n{words}"
 
 
 async def _messages(client: Client, request: Request, form: Format) -> list[Any]:
-    system = request.instructions if form == "json_schema" else with_schema(request)
+    is_held = form == "json_schema"
+    system, text = (request.instructions, request.text) if is_held else with_schema(request)
+    first = [{"role": "system", "content": system}] if system else []
     parts: list[dict[str, Any]] = []
     for picture in request.pictures:
         url = await _data_url(client, picture.image_id)
         parts.append({"type": "text", "text": f"{picture.name}:"})
         parts.append({"type": "image_url", "image_url": {"url": url}})
-    parts.append({"type": "text", "text": request.text})
+    parts.append({"type": "text", "text": text})
     turns = [{"role": role, "content": text} for role, text in request.turns]
-    return [{"role": "system", "content": system}, {"role": "user", "content": parts}, *turns]
+    return [*first, {"role": "user", "content": parts}, *turns]
 
 
 async def _data_url(client: Client, image_id: str) -> str:

@@ -1,0 +1,129 @@
+"""Reasons for answers on record: short ones, and long ones where the short lead elsewhere.
+
+The second half of Bee's HoneyPipe (arXiv 2510.13795). Its prompts are not published.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from infra.build import Build
+from infra.tables import Table
+from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.compare_answers import AnswerComparison, compare_answers
+from tasks.compose_texts import Composition, compose_texts
+from tasks.describe import Described
+from tasks.filter_samples import Rule, Rules, filter_samples
+from tasks.join_samples import join_samples
+from tasks.route_samples import Route, route_samples
+
+# The marks around thoughts are for the record to set.
+Words = Annotated[str, AfterValidator(lambda text: re.sub(r"</?think>", "", text).strip())]
+
+
+class Short(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    reasoning: Words
+    conclusion: Words
+
+
+class Long(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    think: Words
+    conclusion: Words
+
+
+class Fidelity(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    agrees: bool
+    comparison: str
+
+
+PICTURE, ASKED = {"image_id": "Picture"}, "instruction_used"
+SHORT = Question("honeypipe/short", Short, PICTURE, (ASKED,), on_flaw="null")
+LONG = Question("honeypipe/long", Long, PICTURE, (ASKED,))
+FIDELITY = Question(
+    "honeypipe/fidelity", Fidelity, {}, (ASKED, "response", "conclusion"), ("answer_type",)
+)
+FAITHFUL = Rules((Rule("unfaithful", "agrees", "is", True),))
+KEPT = {"instruction_original": "{instruction}", "response_original": "{response}"}
+NEW = {**KEPT, "instruction": "{instruction_used}"}
+UNTOUCHED = Composition({**KEPT, "cot_level": "none"})
+WITH_SHORT = Composition(
+    {**NEW, "response": "{reasoning}\n\n{conclusion}", "cot_level": "short"}, (ASKED,)
+)
+WITH_LONG = Composition(
+    {**NEW, "response": "<think>\n{think}\n</think>\n\n{conclusion}", "cot_level": "long"},
+    (ASKED, "reasoning"),
+)
+
+
+class ReasonParams(BaseModel):
+    """Which samples take which way to their reasons."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    comparison: AnswerComparison = AnswerComparison()
+    long_sources: tuple[str, ...] = Field(
+        (),
+        description="Sources that go to the long loop at once: in the paper sets that others"
+        " validated, such as Vision-R1.",
+    )
+    both_sources: tuple[str, ...] = Field(
+        (),
+        description="Sources that get long reasons beside their short ones, as two records:"
+        " VisualWebInstruct in the paper.",
+    )
+
+
+class Models(NamedTuple):
+    """Who writes short reasons, who long ones, and who compares answers."""
+
+    short: ModelParams
+    long: ModelParams
+    judge: ModelParams
+
+
+class Reasoned(NamedTuple):
+    """Samples that have reasons, a table a level, and the stages that ran."""
+
+    short: Table
+    long: Table
+    ran: Mapping[str, Any]
+
+
+def reasons(
+    run: Build, given: Table, seen: Described, models: Models, params: ReasonParams, step: Any
+) -> Reasoned:
+    """Short reasons where they keep to the answer on record, else long ones, else none."""
+
+    def judged(given: Table, question: Question, model: ModelParams) -> tuple[Table, Any]:
+        """Ask anew; compare by rule, and by the judge where no rule decides."""
+        name = question.name
+        told = step(ask_model)(run, given, seen.objects, Asking(question, model))
+        ruled = step(compare_answers)(run, told.samples, params.comparison)
+        unclear = step(route_samples)(run, ruled.samples, Route("agrees", (None,)))
+        said = step(ask_model)(run, unclear.samples, seen.objects, Asking(FIDELITY, models.judge))
+        ways = {f"{name}, rule": unclear.others, f"{name}, judge": said.samples}
+        ran = {f"{name} answers": told, f"{name} without a rule": unclear, f"{name} judge": said}
+        return step(join_samples)(run, ways).samples, ran
+
+    hard = step(route_samples)(run, given, Route("source", params.long_sources))
+    short, asked_short = judged(hard.others, SHORT, models.short)
+    faithful = step(route_samples)(run, short, Route("agrees", (True,)))
+    both = Route("source", params.both_sources, copies="long")
+    twins = step(route_samples)(run, faithful.samples, both)
+    ways = {"_hard": hard.samples, "_failed": faithful.others, "_twins": twins.samples}
+    long, asked_long = judged(step(join_samples)(run, ways).samples, LONG, models.long)
+    kept = step(filter_samples)(run, long, FAITHFUL)
+    ran = {
+        "straight to the long loop": hard, **asked_short, "short kept": faithful,
+        "short and long": twins, **asked_long, "long kept": kept,
+    }  # fmt: skip
+    return Reasoned(
+        step(compose_texts)(run, faithful.samples, WITH_SHORT).samples,
+        step(compose_texts)(run, kept.samples, WITH_LONG).samples,
+        ran,
+    )

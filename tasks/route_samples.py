@@ -1,0 +1,50 @@
+"""Route samples: those with some values of a column go one way, the others another."""
+
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from infra import samples, tables
+from infra.build import Build
+from infra.canonical import digest
+from infra.ledger import stage
+from infra.tables import Table
+
+
+class Route(NamedTuple):
+    """The values of `column` that are taken; None among them takes nulls.
+
+    With `copies`, a word, what is taken are copies under ids of their own, made from the word, and
+    the samples themselves all go the other way.
+    """
+
+    column: str
+    values: tuple[Any, ...]
+    copies: str = ""
+
+
+class Routed(NamedTuple):
+    """Samples that were taken, and the others. Nothing is lost: the drops are empty."""
+
+    samples: Table
+    others: Table
+    drops: Table
+
+
+@stage(version=1, reads={"given": tables.ALL}, meaning=list)
+def route_samples(build: Build, given: Table, params: Route) -> Routed:
+    """Part the samples in two."""
+    rows = tables.frame(build.store, given)
+    column = pl.col(params.column)
+    is_taken = column.is_null() & (None in params.values)
+    for value in params.values:
+        is_taken = is_taken | (column == value).fill_null(False)
+    taken, others = rows.filter(is_taken), rows.filter(~is_taken)
+    if params.copies:
+        names = [digest([name, params.copies]) for name in taken["sample_id"]]
+        taken, others = taken.with_columns(pl.Series("sample_id", names, pl.String)), rows
+    return Routed(
+        samples.write(build.store, taken),
+        samples.write(build.store, others),
+        samples.write_drops(build.store, []),
+    )
