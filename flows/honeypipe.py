@@ -60,7 +60,7 @@ class HoneypipeConfig(RecipeConfig):
         0.6,
         ge=0,
         le=1,
-        description=f"Most share of an instruction's 3-grams that repeat. {NOT_GIVEN} only loops do.",
+        description=f"Most share of 3-grams of words that repeat. {NOT_GIVEN} only loops do.",
     )
     bypass: tuple[str, ...] = Field(
         ("OCR", "Detection"),

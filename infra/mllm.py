@@ -375,7 +375,9 @@ def _read(response: Response, answer: type[Answer]) -> Answer | Flawed:
 def parse(text: str, answer: type[Answer]) -> Answer | str:
     """The first JSON object of a text that fits the model, or what is wrong with the text."""
     complaint = "there is no JSON object in it"
-    for found in _objects(text.rpartition("</think>")[2]):
+    # Thoughts come before an answer; one that begins at once may hold their mark as a word.
+    begins = text.lstrip().startswith("{")
+    for found in _objects(text if begins else text.rpartition("</think>")[2]):
         try:
             return answer.model_validate(found)
         except ValidationError as error:

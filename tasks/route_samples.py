@@ -37,7 +37,7 @@ def route_samples(build: Build, given: Table, params: Route) -> Routed:
     rows = tables.frame(build.store, given)
     column = pl.col(params.column)
     is_taken = column.is_null() & (None in params.values)
-    for value in params.values:
+    for value in (value for value in params.values if value is not None):
         is_taken = is_taken | (column == value).fill_null(False)
     taken, others = rows.filter(is_taken), rows.filter(~is_taken)
     if params.copies:
