@@ -69,8 +69,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
         return completed(outcome(result), result)
 
 
-def known(run: Build, config: BuildConfig, step: Any = step) -> tuple[Snapshot, Described]:
-    """What lies in the corpus, and what is known of it.
+def known(run: Build, config: Any, step: Any = step) -> tuple[Snapshot, Described]:
+    """What lies in the corpus, and what is known of it, by the config of any recipe.
 
     Listed once more where a file that was read turned out to be forgotten: from then on it is
     known by its name and stamp, so neither it nor its captions are in any table that is kept.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table as RichTable
 
 import flows
+from flows.build import known as known
 from flows.config import Name, StoreParams, open_build
 from flows.progress import reporter
 from flows.step import completed, link, step
@@ -28,15 +29,13 @@ from infra.sample_files import EXPORTS, samples_of
 from infra.tables import Table
 from tasks.account_for_samples import account_for_samples
 from tasks.ask_model import ModelParams
-from tasks.describe import Described, DescribeParams, describe
+from tasks.describe import Described, DescribeParams
 from tasks.import_records import Imported, ImportParams, find_files, import_records
 from tasks.publish import PublishParams, publish
 from tasks.record_samples import RecordParams, record_samples
 from tasks.report import Story, render_samples
-from tasks.snapshot import CorpusParams, Snapshot, snapshot
+from tasks.snapshot import CorpusParams, Snapshot
 from tasks.tidy import TidyParams, check_forgotten, tidy
-
-PASSES = 5  # a file that changes all the time is not waited for
 
 
 class RecipeConfig(BaseModel):
@@ -119,17 +118,6 @@ class Made(NamedTuple):
     ran: Mapping[str, Any]
     export: str
     story: Story
-
-
-def known(run: Build, config: RecipeConfig, step: Any = step) -> tuple[Snapshot, Described]:
-    """What lies in the corpus, and what is known of it. See `flows.build.known`."""
-    for _ in range(PASSES):
-        run.footprint.records.clear()
-        listed = step(snapshot)(run, config.corpus)
-        seen = step(describe)(run, *listed[:2], config.corpus, config.models, config.describe)
-        if run.planning or seen.listing == listed.listing:
-            break
-    return listed._replace(listing=seen.listing), seen
 
 
 def imported(

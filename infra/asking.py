@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import budget, lease, mllm, responses
+from infra import budget, lease, mllm, responses, tables
 from infra.batches import Batches, Line, discounted, line_of
 from infra.budget import NANO, Amount, Budget, OverBudget, Prices, Spending
 from infra.build import Build
@@ -117,6 +117,12 @@ def ask_all(
     Raises EndpointUnavailable where no server has ever answered, ConfigError for a missing key.
     """
     return asyncio.run(_ask_all(build, stage, items, work, params, images, calls)) if items else []
+
+
+def none_waits(found: Any, build: Build) -> bool:
+    """Whether no row of a stage's `drops` waits for an answer, so that its result is final."""
+    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
+    return not {*mllm.PENDING}.intersection(rules)
 
 
 class Noted:

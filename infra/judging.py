@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -11,9 +11,9 @@ from infra.asking import AskParams
 from infra.budget import Budget
 from infra.canonical import settings
 from infra.local_mllm import LocalModel
-from infra.mllm import Pending, Picture, Request
+from infra.mllm import Picture, Request
 
-PENDING = get_args(Pending)  # rules of questions that are asked again by the next build
+PENDING = mllm.PENDING
 
 
 class JudgeModel(BaseModel):

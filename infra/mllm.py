@@ -35,7 +35,7 @@ _prompts = Environment(
 Format = Literal["json_schema", "json_object", "prompt"]
 Status = Literal["answered", "refused", "truncated", "empty", "too_long"]
 Pending = Literal["endpoint_error", "over_budget", "in_batch"]
-PENDING = get_args(Pending)
+PENDING: tuple[str, ...] = get_args(Pending)  # rules of questions that a later build asks again
 Flaw = Literal["refused", "truncated", "empty", "too_long", "wrong_schema"]
 Answer = TypeVar("Answer", bound=BaseModel)
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field
 
 from infra import mllm, samples, tables
-from infra.asking import AskParams, Noted, ask_all
+from infra.asking import AskParams, Noted, ask_all, none_waits
 from infra.build import Build
 from infra.canonical import digest, settings
 from infra.ledger import stage
@@ -99,13 +99,7 @@ def meaning(params: Asking) -> Any:
     )
 
 
-def is_final(found: Asked, build: Build) -> bool:
-    """Whether no sample waits for its answer."""
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return not {*mllm.PENDING}.intersection(rules)
-
-
-@stage(version=1, reads={"given": tables.ALL}, meaning=meaning, is_final=is_final)
+@stage(version=1, reads={"given": tables.ALL}, meaning=meaning, is_final=none_waits)
 def ask_model(build: Build, given: Table, objects: Table, params: Asking) -> Asked:
     """Ask about every sample. What was answered before is in the store, and is not asked again.
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra import agreement, judging, mllm, tables
 from infra.agreement import Share
-from infra.asking import Noted, ask_all
+from infra.asking import Noted, ask_all, none_waits
 from infra.build import Build
 from infra.canonical import digest
 from infra.errors import PairmillError, Refused
@@ -123,17 +123,11 @@ def meaning(params: Judging) -> Any:
     return {**chosen, "judge": params.judge.meaning, "prompt": prompt_digest()}
 
 
-def is_final(found: Any, build: Build) -> bool:
-    """Whether no question waits for its answer."""
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return not any(rule in PENDING for rule in rules)
-
-
 @stage(
     version=VERSION,
     reads={"pairs": ("pair_id",), "labels": ("pair_id", "instructions")},
     meaning=meaning,
-    is_final=is_final,
+    is_final=none_waits,
     starts_from=("labels", "pair_id"),
 )
 def judge_labels(
@@ -323,7 +317,7 @@ class Calibrated(NamedTuple):
     version=VERSION,
     reads={"gold": ("pair_id", "query", "target", "instruction", "verdict", "reason")},
     meaning=lambda params: {"judge": params.judge.meaning, "prompt": prompt_digest()},
-    is_final=is_final,
+    is_final=none_waits,
 )
 def calibrate_judge(build: Build, gold: Table, objects: Table, params: Judging) -> Calibrated:
     """Ask the judge about the gold set, each instruction on its own; pictures from `objects`."""

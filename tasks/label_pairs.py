@@ -1,28 +1,30 @@
 """Labels: what a person who has the query would say to be shown the target, or why nothing."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import instructions, mllm, tables
-from infra.asking import AskParams, Noted, ask_all
+from infra.asking import AskParams, Noted, ask_all, none_waits
 from infra.build import Build
-from infra.canonical import digest, settings
+from infra.canonical import settings
 from infra.captions import caption_id
 from infra.ledger import stage
 from infra.pictures import Prepared
+from infra.prompting import Prompts, enclosed
 from infra.schema import SCHEMAS
 from infra.tables import Table
 
 VERSION = 4
-PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Prompts(Path(__file__).parent / "prompts")
+PROMPT_FILES = {
+    "two": ("describe", "pair", "enclosed", "instruct", "comparison"),
+    "one": ("describe_and_instruct", "pair", "enclosed"),
+}
 CAPTION_LIMIT = 500  # characters of a caption that are shown to a model
 INSTRUCTION_LIMIT = 300  # characters
 DESCRIPTION_LIMIT = 1_000  # characters, each of three parts
@@ -45,9 +47,6 @@ Rule = Literal[
 ]
 # What is said of these is a function of captions and answer.
 OWN_WORDS = ("no_caption", "captions_say_nothing", "gives_away_target")
-PENDING = ("endpoint_error", "over_budget", "in_batch")
-
-_prompts = Environment(loader=FileSystemLoader(PROMPTS), undefined=StrictUndefined)
 
 
 class LabelParams(AskParams):
@@ -184,17 +183,7 @@ def meaning(params: LabelParams) -> dict[str, Any]:
 
 def prompt_digest(params: LabelParams) -> str:
     """SHA-256 of the prompt files in use."""
-    return _digest_of_files(params.calls)
-
-
-@cache
-def _digest_of_files(calls: str) -> str:
-    names = {
-        "two": ("describe", "pair", "instruct", "comparison"),
-        "one": ("describe_and_instruct", "pair"),
-    }
-    texts = [(PROMPTS / f"{name}.jinja").read_text("utf-8") for name in names[calls]]
-    return digest(texts)
+    return PROMPTS.digest(PROMPT_FILES[params.calls])
 
 
 class LabelTables(NamedTuple):
@@ -205,17 +194,11 @@ class LabelTables(NamedTuple):
     asked: Table
 
 
-def _is_final(found: LabelTables, build: Build) -> bool:
-    """A pair that waits for its answer is asked about again by the next build."""
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return not {*PENDING}.intersection(rules)
-
-
 @stage(
     version=VERSION,
     reads={"pairs": ("pair_id",), "eligible": ("image_id", "caption_id"), "captions": ()},
     meaning=meaning,
-    is_final=_is_final,
+    is_final=none_waits,
     starts_from=("pairs", "pair_id"),
 )
 def label_pairs(
@@ -303,7 +286,7 @@ def _answered(
     """Pairs that have their answer from an earlier build, and the others."""
     if before is None:
         return every.clear(), every
-    pending = tables.frame(build.store, before.drops).filter(pl.col("rule").is_in(PENDING))
+    pending = tables.frame(build.store, before.drops).filter(pl.col("rule").is_in(mllm.PENDING))
     asked = tables.frame(build.store, before.asked).join(
         pending.select(pl.col("id").alias("pair_id")), on="pair_id", how="anti"
     )
@@ -414,28 +397,24 @@ async def _compare_and_write(
 
 
 def _about_pictures(pair: PairText, params: LabelParams, answer: type[BaseModel]) -> mllm.Request:
-    shown = [("source", pair.query_caption), ("target", pair.target_caption)]
-    captions = [
-        (name, instructions.clean(caption[: 2 * CAPTION_LIMIT])[:CAPTION_LIMIT])
-        for name, caption in shown
-        if caption and params.show_captions
-    ]
+    shown = (("source", pair.query_caption), ("target", pair.target_caption))
+    captions = [(name, text) for name, text in shown if text and params.show_captions]
     prompt = "describe" if params.calls == "two" else "describe_and_instruct"
     pictures = (
         mllm.Picture("Source image", pair.query),
         mllm.Picture("Target image", pair.target),
     )
-    text = _render("pair", captions=captions, nonce=_nonce(captions))
+    text = PROMPTS.render("pair", **enclosed(captions, CAPTION_LIMIT))
     return _request(params, pair, prompt, pictures, text, answer)
 
 
 def _about_comparison(found: Comparison, pair: PairText, params: LabelParams) -> mllm.Request:
-    parts = {
-        "common": instructions.clean(found.common),
-        "query": instructions.clean(found.differences.query),
-        "target": instructions.clean(found.differences.target),
-    }
-    text = _render("comparison", nonce=_nonce(parts), **parts)
+    parts = (
+        ("Both", found.common),
+        ("Source", found.differences.query),
+        ("Target", found.differences.target),
+    )
+    text = PROMPTS.render("comparison", **enclosed(parts, DESCRIPTION_LIMIT))
     return _request(params, pair, "instruct", (), text, Instructions)
 
 
@@ -448,7 +427,7 @@ def _request(
     answer: type[BaseModel],
 ) -> mllm.Request:
     return mllm.Request(
-        instructions=_render(prompt, count=params.instructions),
+        instructions=PROMPTS.render(prompt, count=params.instructions),
         pictures=pictures,
         text=text,
         answer=answer,
@@ -459,15 +438,6 @@ def _request(
         seed=params.seed,
         about=pair.about,
     )
-
-
-def _render(name: str, **values: Any) -> str:
-    return _prompts.get_template(f"{name}.jinja").render(**values).strip()
-
-
-def _nonce(enclosed: Any) -> str:
-    # A digest of the text itself: its writer can't know it, and equal requests stay equal.
-    return hashlib.sha256(repr(enclosed).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _flaw(found: Comparison | ComparisonAndInstructions) -> mllm.Flawed | None:

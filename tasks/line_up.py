@@ -17,7 +17,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra import judging, mllm, tables
-from infra.asking import Noted, ask_all
+from infra.asking import Noted, ask_all, none_waits
 from infra.build import Build
 from infra.canonical import digest
 from infra.judging import PENDING, Judge
@@ -111,11 +111,6 @@ def meaning(params: LiningUp) -> Any:
     return {**chosen, "judge": params.judge.meaning, "prompt": prompt_digest()}
 
 
-def _is_final(found: "LinedUp", build: Build) -> bool:
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return not any(rule in PENDING for rule in rules)
-
-
 @stage(
     version=VERSION,
     reads={
@@ -124,7 +119,7 @@ def _is_final(found: "LinedUp", build: Build) -> bool:
         "bands": ("space", "low", "high"),
     },
     meaning=meaning,
-    is_final=_is_final,
+    is_final=none_waits,
     starts_from=("labels", "pair_id"),
 )
 def line_up(
