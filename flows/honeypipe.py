@@ -81,8 +81,6 @@ class HoneypipeConfig(RecipeConfig):
             (
                 Rule("small_image", "short_side", "least", self.min_side),
                 Rule("extreme_aspect", "aspect", "most", aspect),
-                Rule("no_text", "instruction", "longer", 1),
-                Rule("no_response", "response", "longer", 1),
                 Rule("repeated_text", "instruction_repetition", "most", share),
             )
         )

@@ -38,6 +38,8 @@ PHRASES = (
     r"(?: to (?:the|this) question)?",
     rf"{_PLEASE}(?:give|provide|output|return|state)(?: me| us)?(?: only| just) (?:the|your)"
     rf" (?:final )?{_REPLY}",
+    rf"(?:please |kindly )?(?:just |only |simply )(?:give|provide|output|return|state)(?: me| us)?"
+    rf" (?:the|your) (?:final )?{_REPLY}",
     rf"{_PLEASE}(?:do not|don'?t|no need to|there is no need to|you need not|without)"
     r" (?:explain|explaining|reason|reasoning|think|thinking|show|showing|provide|providing|give"
     r"|giving|include|including|any)(?: it| about it| out loud| step by step)?(?: any| an?| your"
