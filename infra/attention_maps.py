@@ -4,6 +4,7 @@ SD-RPN, arXiv 2509.16944, and its released code. Maps are float32[height, width]
 tokens of a picture that was padded to a square.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ GREY = (127, 127, 127)
 SMALLEST = 4  # cells; a component with fewer grows to 3 x 3
 LARGEST = 225  # cells; a component with more is no region
 EIGHT = np.ones((3, 3), bool)  # neighbours of a cell, corners too
+UNIT = 1_000_000_000  # of weights where they are stored: 1 is the whole attention
 
 Status = Literal["ok", "too_large", "too_weak"]
 
@@ -83,6 +85,17 @@ def mean_map(rows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     if not len(rows):
         return np.zeros(grid, np.float32)
     return rows.mean(0, dtype=np.float64).astype(np.float32).reshape(grid)
+
+
+def stored(looked: np.ndarray) -> list[int]:
+    """A map as it is stored: billionths, row by row. A float has no canonical form."""
+    whole: list[int] = np.rint(looked.astype(np.float64) * UNIT).astype(np.int64).ravel().tolist()
+    return whole
+
+
+def restored(values: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
+    """A stored map as float32[height, width]."""
+    return (np.asarray(values, np.float64) / UNIT).astype(np.float32).reshape(grid)
 
 
 def without_sinks(looked: np.ndarray, sink: np.ndarray, threshold: float) -> np.ndarray:
@@ -193,6 +206,15 @@ def pad_square(picture: Image.Image, fill: tuple[int, int, int] = GREY) -> Image
     padded = Image.new("RGB", (square.side, square.side), fill)
     padded.paste(picture, square.corner)
     return padded
+
+
+def square_of(picture: Image.Image, side: int | None) -> Image.Image:
+    """A picture made as large as a square of `side` pixels holds, padded to it; None: as it is."""
+    if side is not None:
+        scale = side / max(picture.size)
+        width, height = (max(1, round(length * scale)) for length in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return pad_square(picture)
 
 
 def to_pixels(

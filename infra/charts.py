@@ -21,6 +21,7 @@ SETTINGS: Any = {
 STEP = 20
 LEAST = -3_000_000
 BARS = 56
+HEAT_SIDE = 240  # pixels of a map that is not shown cell by cell
 TAIL = 0.005  # share of the scores at either end that may lie outside the picture
 
 
@@ -121,13 +122,31 @@ def _draw(
     axes.spines["bottom"].set_color(QUIET)
 
 
-def heat(values: Sequence[int], height: int, width: int) -> str:
-    """A map of height x width cells, row by row, as a PNG data URI, clear where it is least."""
+def heat(
+    values: Sequence[int], height: int, width: int, padded: tuple[int, int] | None = None
+) -> str:
+    """A map of height x width cells, row by row, as a PNG data URI, clear where it is least.
+
+    With `padded`, the width and height of a picture, the map is one over the square in whose middle
+    the picture stands, and only what lies on the picture is drawn.
+    """
     cells = np.asarray(values, np.float64).reshape(height, width)
     share = (cells - cells.min()) / max(1e-9, float(np.ptp(cells)))
     shown = np.zeros((height, width, 4), np.uint8)
     shown[..., 0], shown[..., 1] = 212, (1 - share) * 180
     shown[..., 3] = 255 * share
+    picture = Image.fromarray(shown, "RGBA")
+    if padded and padded[0] != padded[1]:
+        picture = _unpadded(picture, *padded)
     buffer = io.BytesIO()
-    Image.fromarray(shown, "RGBA").save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return Markup("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+
+
+def _unpadded(cells: Image.Image, width: int, height: int) -> Image.Image:
+    """The part of a square's cells that lies on its picture, whose edges may cut through cells."""
+    side = max(width, height)
+    x, y = (side - width) / 2 / side, (side - height) / 2 / side
+    edges = (x * cells.width, y * cells.height, (1 - x) * cells.width, (1 - y) * cells.height)
+    size = max(1, round(width / side * HEAT_SIDE)), max(1, round(height / side * HEAT_SIDE))
+    return cells.transform(size, Image.Transform.EXTENT, edges, Image.Resampling.NEAREST)

@@ -1,5 +1,6 @@
 """Files of records as their trainers read them, beside the Parquet files of every version."""
 
+import io
 import json
 import math
 import re
@@ -7,13 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from infra import changes, tables, versions
+from infra import changes, corpus, tables, versions
+from infra.attention_maps import UNIT
 from infra.errors import PairmillError
 from infra.product import Contents, Product
 from infra.store import Store
 
 Files = Iterator[tuple[str, bytes]]
+SD_RPN_ROWS = 2_000  # of 576 cells: some 25 MB a file of JSON lines
 
 # What a trainer asks of a region, from the region to the whole. RegionGPT (arXiv 2403.02330) asks
 # for the category of `<region>` in the same way; the words are ours.
@@ -135,6 +140,43 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, indent=1).encode()
 
 
+def sd_rpn(rows: pl.DataFrame) -> Files:
+    """What SD-RPN's trainer builds its labels from, one record a sample, as JSON lines and Parquet.
+
+    {question_id, prompt, text (the model's own answer), image, sink_attn, grounding_attn_o2i}: the
+    attention of each cell, sinks still in the map (github.com/YuHengsss/SD-RPN). Its authors pickle
+    the same records; loading a pickle runs whatever code is in it. Without heads that show sinks,
+    sink_attn is 0 everywhere. Of columns question, answer, grounding, sink (in billionths).
+    """
+    for split, part in _splits(rows):
+        for at in range(0, part.height, SD_RPN_ROWS):
+            records = [_sd_rpn(row) for row in part[at : at + SD_RPN_ROWS].iter_rows(named=True)]
+            name = f"sd_rpn/{split}-{at // SD_RPN_ROWS:05d}"
+            dumped = (json.dumps(record, ensure_ascii=False) for record in records)
+            yield f"{name}.jsonl", "".join(f"{line}\n" for line in dumped).encode()
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(records, _SD_RPN), buffer, compression="zstd")
+            yield f"{name}.parquet", buffer.getvalue()
+
+
+def _sd_rpn(row: Mapping[str, Any]) -> dict[str, Any]:
+    sink = row["sink"] or [0] * len(row["grounding"])
+    return {
+        "question_id": row["sample_id"],
+        "prompt": row["question"],
+        "text": row["answer"],
+        "image": corpus.object_id(row["key"], row["member"]),
+        "sink_attn": [value / UNIT for value in sink],
+        "grounding_attn_o2i": [value / UNIT for value in row["grounding"]],
+    }
+
+
+_SD_RPN = pa.schema(
+    [(name, pa.string()) for name in ("question_id", "prompt", "text", "image")]
+    + [(name, pa.list_(pa.float32())) for name in ("sink_attn", "grounding_attn_o2i")]
+)
+
+
 def _splits(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     for split in ("train", "validation"):
         part = rows.filter(pl.col("split") == split) if rows.height else rows
@@ -146,6 +188,7 @@ EXPORTS: Mapping[str, Callable[[pl.DataFrame], Files]] = {
     "llava": llava,
     "lines": lines,
     "regions": regions,
+    "sd_rpn": sd_rpn,
 }
 
 

@@ -43,6 +43,20 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # Files of the corpus with records about its images.
     "files": _fields(key=pa.string(), stamp=pa.string()),
+    # Where a model looked while it answered: weights onto the cells of a grid, in billionths.
+    "maps": _fields(
+        map_id=ID,
+        image_id=ID,
+        status=pa.string(),
+        answer=pa.string(),
+        steps=pa.int32(),
+        height=pa.int32(),
+        width=pa.int32(),
+        grounding=pa.list_(pa.int32()),
+        sink=pa.list_(pa.int32()),
+        sink_threshold=pa.int32(),
+        heads=pa.string(),
+    ),
     "headers": _fields(
         image_id=ID,
         bytes=pa.int64(),

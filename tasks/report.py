@@ -260,7 +260,8 @@ class Story(NamedTuple):
     with what they are called; a column of boxes (left, top, right, bottom, in pixels of the
     original), drawn on the first picture; texts in turn as (who, column); facts as (name, column);
     a column whose values take turns in the gallery; a column of a map over the first picture, as
-    rows of integers, with its height and width.
+    rows of integers, with its height and width; whether that map lies over the square which the
+    picture was padded to.
     """
 
     says: str
@@ -270,6 +271,7 @@ class Story(NamedTuple):
     boxes: str | None = None
     by: str | None = None
     map: tuple[str, str, str] | None = None
+    padded: bool = False
 
 
 def render_samples(
@@ -326,7 +328,11 @@ def _shown(
         album.want(image_id, LARGE)
         width, height = sizes.get(image_id, (1, 1))
         boxes = _boxes(row[story.boxes]) if at == 0 and story.boxes else []
-        heat = charts.heat(*(row[name] for name in story.map)) if at == 0 and story.map else None
+        heat = None
+        if at == 0 and story.map:
+            size = (width, height) if story.padded else None
+            values, down, across = (row[name] for name in story.map)
+            heat = charts.heat(values, down, across, size)
         pictures.append(
             {"image": image_id, "called": called, "boxes": boxes, "width": width,
              "height": height, "map": heat}

@@ -1,0 +1,81 @@
+"""SD-RPN: regions of interest by a model's own answer-to-image attention (arXiv 2509.16944)."""
+
+from typing import Any, Self
+
+from prefect import flow
+from pydantic import Field, model_validator
+
+from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
+from infra.build import Build
+from tasks.ask_model import ModelParams
+from tasks.choose_questions import QuestionParams, choose_questions
+from tasks.import_records import ImportParams
+from tasks.label_regions_of_interest import LabelParams, label_regions_of_interest
+from tasks.map_attention import AttentionParams, MapParams, map_attention
+from tasks.report import Story
+
+
+class RoiLabelsConfig(RecipeConfig):
+    """SD-RPN's pseudo-labels."""
+
+    name = "roi_labels"
+    records: ImportParams = Field(
+        description="Questions about pictures: of each record the first one, as the code."
+    )
+    questions: QuestionParams = QuestionParams()
+    model: ModelParams = Field(
+        ModelParams(max_tokens=128),
+        description="The model that is watched: `model.local`, since an endpoint gives no"
+        " attention. It answers greedily in at most 128 tokens, as the code.",
+    )
+    attention: AttentionParams = AttentionParams()
+    labels: LabelParams = LabelParams()
+
+    @model_validator(mode="after")
+    def _in_process(self) -> Self:
+        if self.model.local is None:
+            raise ValueError("model.local is required: an endpoint gives no attention")
+        return self
+
+
+def stages(run: Build, config: RoiLabelsConfig, step: Any) -> Made:
+    """Figure 2 of the paper: the model answers, its attention is averaged, cleaned of sinks, and
+    cut into foreground, background and what is ignored.
+    """
+    listed, seen = known(run, config, step)
+    files, given = imported(run, config.records, seen, step)
+    asked = step(choose_questions)(run, given.samples, seen.images, config.questions)
+    watched = MapParams(
+        local=config.model.local, max_tokens=config.model.max_tokens, **dict(config.attention)
+    )
+    mapped = step(map_attention)(run, asked.samples, seen.objects, watched)
+    labelled = step(label_regions_of_interest)(
+        run, mapped.samples, mapped.maps, seen.images, config.labels
+    )
+    return Made(
+        listed, seen, files, labelled.samples,
+        {"records": given, "questions": asked, "attention": mapped, "labels": labelled},
+        "sd_rpn",
+        Story("Where the model looked while it answered, sinks left out, and the regions in it.",
+              {"image_id": ""}, [("question", "question"), ("its own answer", "answer")],
+              [("mode", "mode"), ("foreground", "foreground"), ("background", "background"),
+               ("ignored", "ignored"), ("steps", "steps")],
+              boxes="boxes", by="mode", map=("cleaned", "grid_height", "grid_width"), padded=True),
+    )  # fmt: skip
+
+
+RECIPE = Recipe(
+    "roi_labels",
+    "where a model looks when it answers: labels of cells, boxes",
+    "images, questions about them",
+    "SD-RPN's records as JSON lines and Parquet",
+    "a vision-language model in process",
+    RoiLabelsConfig,
+    stages,
+)
+
+
+@flow(name="roi_labels", flow_run_name="{config.dataset}")
+def roi_labels(config: RoiLabelsConfig) -> dict[str, Any]:
+    """Label regions of interest by a model's own attention, redoing only what changed."""
+    return run_recipe(RECIPE, config)

@@ -1,0 +1,308 @@
+"""Map attention: a model's own answer to a question about a picture, and where it looked meanwhile.
+
+SD-RPN, arXiv 2509.16944, and its released code. Nothing is computed twice for the same picture,
+question and model: the next build starts from these maps, and an interrupted one from its receipts.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra import attention_maps, corpus, images, samples, tables
+from infra.attention_heads import Chosen, Mode, heads_of
+from infra.attention_maps import UNIT, mean_map, stored
+from infra.build import Build
+from infra.canonical import digest, settings
+from infra.cluster import Crash
+from infra.corpus import Source
+from infra.ledger import Ledger, stage
+from infra.local_mllm import LocalModel, Prompt, Shown, load
+from infra.local_probes import Looks, attention
+from infra.schema import SCHEMAS
+from infra.store import Store, listed
+from infra.tables import Shard, Table
+
+SHARD = 64  # maps that a worker makes before it writes them down
+
+
+class HeadsParams(BaseModel):
+    """Heads of a model, by layer; both count from 0, and an empty list is all heads of a layer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grounding: dict[int, list[int]] = Field(
+        min_length=1, description="Heads that look at what the answer is about."
+    )
+    sink: dict[int, list[int]] = Field({}, description="Heads that show sinks; none: no sinks.")
+    sink_threshold: float = Field(
+        1e-2, gt=0, le=1, description="Mean attention from which a cell is a sink."
+    )
+
+
+class AttentionParams(BaseModel):
+    """How a model is watched while it answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    square_pixels: int | None = Field(
+        451_584,
+        ge=784,
+        description="Pixels of the grey square that a picture is padded to; 451584 is 24 x 24"
+        " tokens of 28 x 28, as the code for Qwen2.5-VL (589824 for Qwen3-VL). null: the square"
+        " keeps the picture's size, as the code for LLaVA, whose processor makes it 336 x 336.",
+    )
+    heads: dict[Mode, HeadsParams] = Field(
+        {},
+        description="Heads by mode, in place of those that the code lists for the model; for a"
+        " model that it does not list, all heads of the layer at 0.45 of the depth: the paper's"
+        " general form is one middle layer, which one is not given in the source; our own default.",
+    )
+
+
+class MapParams(AttentionParams):
+    """The model that is watched, and how."""
+
+    local: LocalModel
+    max_tokens: int = 128
+
+
+class Mapped(NamedTuple):
+    """Samples with `map_id` and `answer`; the maps; samples without an answer."""
+
+    samples: Table
+    maps: Table
+    drops: Table
+
+
+class Look(NamedTuple):
+    """One question about one picture."""
+
+    map_id: str
+    image_id: str
+    source: Source
+    mode: Mode
+    prompt: str
+
+
+class Job(NamedTuple):
+    """What a worker needs to know."""
+
+    corpus: Store
+    store: Store
+    params: MapParams
+    family: str
+
+
+def meaning(params: MapParams) -> Any:
+    """Weights and settings that decide answers and maps, not where or how many at once."""
+    about = params.model_dump(mode="json", include={"max_tokens", "square_pixels", "heads"})
+    return settings({**about, "model": params.local.model})
+
+
+def is_final(found: Mapped, build: Build) -> bool:
+    """Whether no sample was lost to a crash, which another build may not meet."""
+    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
+    return "crashed_model" not in rules
+
+
+@stage(
+    version=1,
+    reads={"given": tables.ALL},
+    meaning=meaning,
+    is_final=is_final,
+    starts_from=("given", "sample_id"),
+)
+def map_attention(
+    build: Build, given: Table, objects: Table, params: MapParams, before: Mapped | None = None
+) -> Mapped:
+    """Ask about every sample (`mode`, `prompt`), greedily, and average where the model looked.
+
+    The mean over generated tokens, then over heads; the prompt's own pass is no step. Shards of
+    maps are read one at a time. Raises ConfigError for heads that the model does not have.
+    """
+    rows = tables.frame(build.store, given)
+    names = [_map_id(*row) for row in rows.select("image_id", "mode", "prompt").iter_rows()]
+    rows = rows.with_columns(pl.Series("map_id", names, pl.String))
+    job = Job(build.corpus, build.store, params, digest([1, meaning(params)])[:20])
+    known = [*(before.maps.shards if before else ()), *_receipts(job)]
+    kept, have = _kept(build.store, known, set(names))
+    todo = rows.filter(~pl.col("map_id").is_in(list(have))).unique("map_id")
+    new, crashed = _run(build, job, _looks_of(build, todo, objects))
+    maps = Table("maps", tuple(dict.fromkeys([*kept, *new])))
+    said = _said(build.store, maps)
+    answered = rows.join(said, on="map_id", how="left")
+    unusable = pl.col("status").is_in(["empty", "refused"]) | pl.col("status").is_null()
+    return Mapped(
+        samples.write(build.store, answered.filter(~unusable).drop("status")),
+        maps,
+        samples.write_drops(
+            build.store, samples.drops(_drops(answered.filter(unusable), crashed), "map_attention")
+        ),
+    )
+
+
+def _map_id(image_id: str, mode: str, prompt: str) -> str:
+    return digest([image_id, mode, prompt])
+
+
+def _receipts(job: Job) -> Iterator[Shard]:
+    """Shards that a build wrote which did not come to its end."""
+    prefix = f"ledger/map_attention/{job.family}/receipts/"
+    for stat in listed(job.store, prefix):
+        yield Shard(*json.loads(job.store.get(stat.key))["shard"])
+
+
+def _kept(store: Store, known: Sequence[Shard], wanted: set[str]) -> tuple[list[Shard], set[str]]:
+    """Shards with the known maps that are wanted, each map once, and their ids.
+
+    A shard in which all are wanted stays as it is.
+    """
+    found: list[Shard] = []
+    have: set[str] = set()
+    for shard in dict.fromkeys(known):
+        part = tables.read(store, Table("maps", (shard,)))
+        names = part["map_id"].to_pylist()
+        mask = [name in wanted and name not in have for name in names]
+        if all(mask):
+            found.append(shard)
+        elif any(mask):
+            found.append(tables.write_shard(store, part.filter(pa.array(mask)), "maps"))
+        have.update(name for name, is_kept in zip(names, mask, strict=True) if is_kept)
+    return found, have
+
+
+def _looks_of(build: Build, todo: pl.DataFrame, objects: Table) -> list[tuple[Look, ...]]:
+    """Shards of one mode each, since modes have heads of their own."""
+    places = corpus.sources(tables.frame(build.store, objects))
+    found = []
+    for mode in todo["mode"].unique().sort().to_list():
+        part = todo.filter(pl.col("mode") == mode).sort("map_id")
+        columns = part.select("map_id", "image_id", "mode", "prompt").iter_rows()
+        looks = [Look(name, image, places[image], *more) for name, image, *more in columns]
+        found += [tuple(looks[at : at + SHARD]) for at in range(0, len(looks), SHARD)]
+    return found
+
+
+def _run(
+    build: Build, job: Job, shards: Sequence[tuple[Look, ...]]
+) -> tuple[list[Shard], dict[str, str]]:
+    """Shards of new maps, in order of content, and what ended the worker, by map."""
+    written: list[Shard] = []
+    crashed: dict[str, str] = {}
+    total, done = sum(map(len, shards)), 0
+    work = partial(look, job)
+    for part, result in build.pool.map(
+        work, shards, split=_halves, resources=job.params.local.resources
+    ):
+        done += len(part)
+        build.progress("map_attention", done, total)
+        if isinstance(result, Crash):
+            crashed |= {item.map_id: result.reason for item in part}
+        else:
+            written.append(Shard(*result))
+            build.work["maps_made"] += len(part)
+    return sorted(written), crashed
+
+
+def _halves(part: tuple[Look, ...]) -> list[tuple[Look, ...]]:
+    half = (len(part) + 1) // 2
+    return [part[:half], part[half:]] if part[half:] else [part]
+
+
+def _said(store: Store, maps: Table) -> pl.DataFrame:
+    parts = [pl.DataFrame(p) for p in tables.shards(store, maps, ["map_id", "status", "answer"])]
+    empty = pl.DataFrame(SCHEMAS["maps"].empty_table()).select("map_id", "status", "answer")
+    return pl.concat([empty, *parts])
+
+
+def _drops(lost: pl.DataFrame, crashed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for row in lost.iter_rows(named=True):
+        detail = row["answer"] or crashed.get(row["map_id"], "")
+        rule = row["status"] or "crashed_model"
+        yield {"id": row["sample_id"], "rule": rule, "detail": detail[:200] or None}
+
+
+# On a worker ---------------------------------------------------------------------------------
+
+
+def look(job: Job, part: Sequence[Look]) -> list[Any]:
+    """Make the maps of a shard of one mode, write them and, last, their receipt; the shard."""
+    local = job.params.local
+    chosen = _heads(job.params, part[0].mode)
+    rows: list[dict[str, Any]] = []
+    for at in range(0, len(part), local.batch_size):
+        batch = part[at : at + local.batch_size]
+        prompts = [_prompt(job, item) for item in batch]
+        heads = {"grounding": chosen.grounding, "sink": chosen.sink}
+        looks = attention(local, {name: some for name, some in heads.items() if some}, prompts)
+        rows += [_row(*pair, chosen) for pair in zip(batch, looks, strict=True)]
+    shard = tables.write_shard(job.store, pa.Table.from_pylist(rows, SCHEMAS["maps"]), "maps")
+    receipts = f"{job.family}/receipts"
+    Ledger(job.store).write("map_attention", receipts, shard.sha256, {"shard": list(shard)})
+    return list(shard)
+
+
+def _heads(params: MapParams, mode: Mode) -> Chosen:
+    if own := params.heads.get(mode):
+        return Chosen(own.grounding, own.sink, own.sink_threshold, False)
+    depth = load(params.local).network.config.get_text_config().num_hidden_layers
+    return heads_of(params.local.name, mode, depth)
+
+
+def _prompt(job: Job, item: Look) -> Prompt:
+    data = squared(corpus.fetch(job.corpus, item.source), job.params.square_pixels)
+    return Prompt(
+        item.map_id,
+        "",
+        (Shown("", data),),
+        item.prompt,
+        max_tokens=job.params.max_tokens,
+        temperature=0.0,
+    )
+
+
+def squared(data: bytes, pixels: int | None) -> bytes:
+    """A picture padded to a grey square of so many pixels, without loss, as PNG."""
+    header = images.read_header(data, images.MOST_PIXELS)
+    side = math.isqrt(pixels) if pixels else None
+    short = min(header.width, header.height)
+    if side is not None:
+        short = max(1, min(short, short * side // max(header.width, header.height)))
+    picture = images.decode(data, short, images.MOST_PIXELS)
+    buffer = io.BytesIO()
+    attention_maps.square_of(picture, side).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _row(item: Look, looked: Looks, chosen: Chosen) -> dict[str, Any]:
+    answer = looked.response
+    row = {
+        "map_id": item.map_id,
+        "image_id": item.image_id,
+        "status": answer.status,
+        "answer": answer.text.strip(),
+        "sink_threshold": round(chosen.threshold * UNIT),
+        "heads": _named(chosen),
+    }
+    if not looked.grids:
+        return row
+    (height, width), *_ = looked.grids
+    rows = looked.rows["grounding"]
+    maps = {name: stored(mean_map(some, (height, width))) for name, some in looked.rows.items()}
+    return {**row, "steps": len(rows), "height": height, "width": width, **maps}
+
+
+def _named(chosen: Chosen) -> str:
+    """Heads as text: `14:13,24,26`, and after a bar those that show sinks."""
+    parts = []
+    for heads in (chosen.grounding, chosen.sink):
+        layers = (f"{layer}:{','.join(map(str, some)) or 'all'}" for layer, some in heads.items())
+        parts.append(" ".join(layers))
+    return " | ".join(filter(None, parts))
