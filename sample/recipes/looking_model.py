@@ -30,6 +30,7 @@ COLOURS = {
     "blue": (-0.5, -0.5, 1.0),
     "yellow": (0.5, 0.5, -1.0),
 }
+GREY = 127 / 255
 OTHER, HERE = " something", " here"
 # Dimensions of the text model beyond those of its tokens.
 FETCHED = {name: 288 + at for at, name in enumerate(COLOURS)}
@@ -96,11 +97,19 @@ def project(weights: dict[str, torch.Tensor]) -> None:
             first[unit, 2 * channel] = STEEP * part
         level[unit] = -STEEP * 0.25
         second[SEEN[name], unit] = 1.3 / STEEP
-        second[INK, unit] = 1.3 / STEEP
-    first[8, 0:6:2], level[8] = -STEEP / 3, STEEP * 0.4
-    second[INK, 8] = 2.5 / STEEP
-    first[9, 6], second[SINK, 9] = STEEP, 1 / STEEP
+        second[INK, unit] = 2.0 / STEEP
+    # What is darker than paper; less so at the grey of padding, which must weigh nothing.
+    weights_of = {0.95: 2.0, 0.56: -2.0 * _above(0.95) / _above(0.56), 0.44: 18.0}
+    for unit, (line, weight) in enumerate(weights_of.items(), 8):
+        first[unit, 0:6:2], level[unit] = -STEEP / 3, STEEP * line
+        second[INK, unit] = weight / STEEP
+    first[16, 6], second[SINK, 16] = STEEP, 1 / STEEP
     constant[CONSTANT] = 1.0
+
+
+def _above(line: float) -> float:
+    """What a unit gives for the grey of padding, which is that far below its line."""
+    return float(torch.nn.functional.gelu(torch.tensor(STEEP * (line - GREY))))
 
 
 def think(weights: dict[str, torch.Tensor], words: Any) -> None:

@@ -1,0 +1,198 @@
+"""Regions of interest, whole: from questions to labels as SD-RPN's trainer makes them."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flows.config import load_config, open_build
+from flows.recipe import build_recipe
+from flows.roi_labels import RECIPE
+from infra.errors import ConfigError
+from tests.mllm_server import MllmServer
+from tests.recipes import SAMPLE, write_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HEADS = {"grounding": {1: [0]}, "sink": {1: [1]}}
+SECTIONS = {
+    "records": {"files": ["questions.json"], "format": "conversations"},
+    "questions": {"modes": {"scenes/": "natural", "signs/": "textual"}},
+    "model": {
+        "max_tokens": 128,
+        "local": {"name": str(SAMPLE / "models/looking"), "device": "cpu", "batch_size": 1},
+    },
+    "attention": {"heads": {"natural": HEADS, "textual": HEADS}},
+}
+
+
+def maker():
+    spec = importlib.util.spec_from_file_location(
+        "roi_labels_records", SAMPLE / "recipes/roi_labels_records.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A corpus of the sample's scenes and signs, without its clip art, and what is true of them."""
+    folder, module = tmp_path_factory.mktemp("scenes") / "corpus", maker()
+    for key, data in module.files():
+        if not key.startswith("clip_art/"):
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).write_bytes(data)
+    records = json.loads((folder / "questions.json").read_text())
+    ours = [record for record in records if not record["image"].startswith("clip_art/")]
+    (folder / "questions.json").write_text(json.dumps(ours))
+    return folder, {(item.key, item.question): item for item in (*module.scenes(), *module.signs())}
+
+
+@pytest.fixture(scope="module")
+def first(scenes, tmp_path_factory):
+    """A finished first run: its store, and its result."""
+    folder = tmp_path_factory.mktemp("first")
+    return folder, run(folder, scenes[0])
+
+
+def run(folder, corpus, **changed):
+    config = load_config(
+        write_config(folder, "roi_labels", corpus, None, **{**SECTIONS, **changed})
+    )
+    with open_build(config) as opened:
+        result = build_recipe(opened, RECIPE, config)
+        return {**result, "maps": opened.work["maps_made"]}
+
+
+@pytest.fixture
+def again(first, scenes, tmp_path):
+    """Runs once more in a copy of the first run's store, perhaps over another corpus."""
+    shutil.copytree(first[0] / "store", tmp_path / "store")
+
+    def once_more(corpus=None, **changed):
+        return run(tmp_path, corpus or scenes[0], **changed)
+
+    return once_more
+
+
+def files(result):
+    return Path(result["manifest"]).parent
+
+
+def records(result):
+    return pl.read_parquet(files(result) / "records/*.parquet").sort("sample_id")
+
+
+def test_every_sample_has_a_fate_and_the_yields_are_these(first):
+    _, result = first
+    yields = json.loads(Path(result["manifest"]).read_text())["yields"]
+    assert yields == [
+        ["records", 25, {}],
+        ["questions", 24, {"other_source": 1}],
+        ["attention", 24, {}],
+        ["labels", 22, {"too_large": 1, "too_weak": 1}],
+    ]
+    fates = pl.read_parquet(files(result) / "fates.parquet").filter(pl.col("level") == "sample")
+    assert dict(fates["fate"].value_counts().iter_rows()) == {
+        "recorded": 22, "other_source": 1, "too_large": 1, "too_weak": 1,
+    }  # fmt: skip
+    assert result["maps"] == 24
+
+
+def overlap(one, other):
+    """Intersection over union of two boxes."""
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right, bottom = min(one[2], other[2]), min(one[3], other[3])
+    shared = max(0, right - left) * max(0, bottom - top)
+    areas = ((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other))
+    return shared / (sum(areas) - shared)
+
+
+def test_labels_lie_where_the_answer_is(first, scenes):
+    """Foreground cells against the true boxes, on pictures of four shapes."""
+    truth, precise, boxes = scenes[1], [], []
+    for row in records(first[1]).iter_rows(named=True):
+        item = truth[row["key"], row["question"].partition("\n")[0]]
+        if item.box is None:
+            continue
+        width, height = Image.open(scenes[0] / row["key"]).size
+        side = max(width, height)
+        cell = side / row["grid_width"]
+        found = np.argwhere(np.reshape(row["labels"], (24, 24)) == 1)
+        middles = (found[:, ::-1] + 0.5) * cell - [(side - width) // 2, (side - height) // 2]
+        left, top, right, bottom = item.box
+        inside = (middles >= [left - cell, top - cell]) & (middles <= [right + cell, bottom + cell])
+        precise.append(inside.all(1).mean())
+        boxes.append(overlap(row["box"], item.box))
+        assert 0 <= row["box"][0] < row["box"][2] <= width
+        assert 0 <= row["box"][1] < row["box"][3] <= height
+    assert len(precise) == 22
+    assert np.mean(precise) > 0.98  # a fiftieth of a picture is in its box
+    assert np.median(boxes) > 0.5
+
+
+def test_a_trainer_reads_the_records_and_makes_the_same_labels(first):
+    """As SD-RPN's code does at load time, written out once more."""
+    folder, ours = files(first[1]), records(first[1])
+    lines = [json.loads(line) for line in (folder / "sd_rpn/train-00000.jsonl").open()]
+    table = pq.read_table(folder / "sd_rpn/train-00000.parquet").to_pylist()
+    assert [list(line) for line in lines] == [
+        ["question_id", "prompt", "text", "image", "sink_attn", "grounding_attn_o2i"]
+    ] * len(ours)
+    by_id = {row["sample_id"]: row for row in ours.iter_rows(named=True)}
+    for line, row in zip(lines, table, strict=True):
+        for name in ("sink_attn", "grounding_attn_o2i"):
+            assert np.allclose(line[name], row[name], atol=1e-7) and len(line[name]) == 576
+        expected = by_id[line["question_id"]]
+        assert line["prompt"] == expected["question"] and line["image"] == expected["key"]
+        looked = np.reshape(line["grounding_attn_o2i"], (24, 24))
+        assert looked[0, 0] > 0  # the sink is still in the map
+        looked = np.where(np.reshape(line["sink_attn"], (24, 24)) >= 1e-2, 0, looked)
+        high = looked > 0.2 * looked.max()
+        assert (np.reshape(expected["labels"], (24, 24))[high] == 1).all()
+        assert expected["foreground"] == high.sum()
+
+
+def test_a_second_run_does_nothing(again, first):
+    second = again()
+    assert (second["fresh"], second["digest"], second["maps"]) == (False, first[1]["digest"], 0)
+
+
+def test_another_threshold_labels_anew_and_looks_at_nothing(again, first):
+    stricter = again(labels={"weakest": 0.02})
+    assert stricter["maps"] == 0
+    assert 0 < stricter["records"] < first[1]["records"]
+
+
+def test_another_prompt_is_answered_anew_for_its_samples_alone(again):
+    """Natural mode with the plain question: 18 of 24 samples are of that mode."""
+    assert again(questions={**SECTIONS["questions"], "natural": "question"})["maps"] == 18
+
+
+def test_a_new_sample_is_looked_at_alone_and_the_result_is_that_of_a_full_run(
+    again, scenes, tmp_path
+):
+    corpus = tmp_path / "more"
+    shutil.copytree(scenes[0], corpus)
+    told = json.loads((corpus / "questions.json").read_text())
+    turns = [{"from": "human", "value": "Where is the blue one?"}, {"from": "gpt", "value": "?"}]
+    told.append({"id": "new", "image": "scenes/00.png", "conversations": turns})
+    (corpus / "questions.json").write_text(json.dumps(told[1:]))
+    delta = again(corpus)
+    assert delta["maps"] == 1
+    (tmp_path / "full").mkdir()
+    assert delta["digest"] == run(tmp_path / "full", corpus)["digest"]
+
+
+def test_an_endpoint_is_refused_in_one_line(scenes, tmp_path):
+    with MllmServer() as server, pytest.raises(ConfigError, match="gives no attention"):
+        load_config(
+            write_config(tmp_path, "roi_labels", scenes[0], server, **{**SECTIONS, "model": {}})
+        )
