@@ -126,6 +126,18 @@ class Prompt(NamedTuple):
     temperature: float | None = None
 
 
+class Sampling(NamedTuple):
+    """How tokens are drawn, in place of a model's own generation defaults: of the `top_k` likeliest
+    (0: of all), of the likeliest that reach `top_p` together, at least `least_tokens` of them.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    least_tokens: int = 0
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model on its device. One caller at a time: networks keep state between their steps."""
@@ -392,19 +404,26 @@ def generate(local: LocalModel, prompts: Sequence[Prompt]) -> list[Response]:
     return _answered(local, prompts, encode)
 
 
-def continue_from(local: LocalModel, prompts: Sequence[Prompt]) -> list[Response]:
+def continue_from(
+    local: LocalModel, prompts: Sequence[Prompt], sampling: Sampling | None = None
+) -> list[Response]:
     """What the model writes after the pictures alone, as if it were the user. See encode_prefix."""
-    return _answered(local, prompts, encode_prefix)
+    return _answered(local, prompts, encode_prefix, sampling)
 
 
 Encoder = Callable[[Loaded, Sequence[Prompt]], dict[str, Any]]
 
 
-def _answered(local: LocalModel, prompts: Sequence[Prompt], encoder: Encoder) -> list[Response]:
+def _answered(
+    local: LocalModel,
+    prompts: Sequence[Prompt],
+    encoder: Encoder,
+    sampling: Sampling | None = None,
+) -> list[Response]:
     loaded = load(local)
 
     def part(some: Sequence[Prompt]) -> list[Response]:
-        return _answers(loaded, some, encoder)
+        return _answers(loaded, some, encoder, sampling)
 
     return in_batches(loaded, prompts, part)
 
@@ -441,14 +460,17 @@ def _cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
-def _answers(loaded: Loaded, prompts: Sequence[Prompt], encoder: Encoder) -> list[Response]:
+def _answers(
+    loaded: Loaded, prompts: Sequence[Prompt], encoder: Encoder, sampling: Sampling | None
+) -> list[Response]:
     inputs = encoder(loaded, prompts)
     refused = misfits(loaded, prompts, inputs)
     if any(refused):
         short = [p for p, answer in zip(prompts, refused, strict=True) if answer is None]
-        rest = iter(_answers(loaded, short, encoder) if short else [])
+        rest = iter(_answers(loaded, short, encoder, sampling) if short else [])
         return [answer or next(rest) for answer in refused]
-    written = write(loaded, prompts, inputs).sequences[:, inputs["input_ids"].shape[1] :]
+    whole = write(loaded, prompts, inputs, sampling).sequences
+    written = whole[:, inputs["input_ids"].shape[1] :]
     lengths = inputs["attention_mask"].sum(1).tolist()
     rows = zip(prompts, written.tolist(), lengths, strict=True)
     return [response(loaded, row, n, limit(loaded, prompt)) for prompt, row, n in rows]
@@ -473,12 +495,19 @@ def misfits(
     return found
 
 
-def write(loaded: Loaded, prompts: Sequence[Prompt], inputs: dict[str, Any], **more: Any) -> Any:
+def write(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    inputs: dict[str, Any],
+    sampling: Sampling | None = None,
+    **more: Any,
+) -> Any:
     """What `generate` of transformers gives: `sequences` (prompt and answer), and `more`."""
     limits = [limit(loaded, prompt) for prompt in prompts]
-    defaults = loaded.network.generation_config
+    own = loaded.network.generation_config
+    defaults = sampling or own
     start = inputs["input_ids"].shape[1]
-    warm = (defaults.temperature or 1.0) if defaults.do_sample else 0.0
+    warm = (own.temperature or 1.0) if own.do_sample else 0.0
     heat = [warm if p.temperature is None else p.temperature for p in prompts]
     choose: list[Any] = []
     if defaults.repetition_penalty not in (None, 1.0):
@@ -489,6 +518,7 @@ def write(loaded: Loaded, prompts: Sequence[Prompt], inputs: dict[str, Any], **m
     return loaded.network.generate(
         **inputs,
         max_new_tokens=max(limits),
+        min_new_tokens=sampling.least_tokens if sampling else None,
         do_sample=False,
         num_beams=1,
         temperature=None,

@@ -16,6 +16,7 @@ from infra.local_mllm import (
     LocalModel,
     Lying,
     Prompt,
+    Sampling,
     Shown,
     continue_from,
     encode,
@@ -285,6 +286,30 @@ def test_a_prefix_is_continued_as_if_by_the_user(local):
     assert found == [continue_from(local, [one])[0] for one in prompts]
     assert len({answer.text for answer in found}) > 2
     assert [a.text for a in found] != [a.text for a in generate(local, prompts)]
+
+
+def tokens_of(answers):
+    return [answer.usage["output"] for answer in answers]
+
+
+def test_how_tokens_are_drawn_can_be_said_in_place_of_the_model_s_defaults(local):
+    prompts = [prompt(n, temperature=1.0) for n in range(5)]
+    plain = Sampling()
+    drawn = continue_from(local, prompts, plain)
+    assert drawn == [continue_from(local, [one], plain)[0] for one in prompts]
+    greedy = continue_from(local, [p._replace(temperature=0.0) for p in prompts], plain)
+    assert continue_from(local, prompts, Sampling(top_k=1)) == greedy != drawn
+    assert continue_from(local, prompts, Sampling(top_p=1e-9)) == greedy
+    assert drawn != continue_from(local, prompts, Sampling(top_k=5))
+
+
+def test_an_answer_has_the_least_tokens_asked_for(local):
+    prompts = [prompt(n, temperature=1.0)._replace(max_tokens=40) for n in range(5)]
+    short = tokens_of(continue_from(local, prompts, Sampling()))
+    assert min(short) < 20
+    found = continue_from(local, prompts, Sampling(least_tokens=20))
+    assert min(tokens_of(found)) > 20
+    assert found == [continue_from(local, [p], Sampling(least_tokens=20))[0] for p in prompts]
 
 
 # Loading -------------------------------------------------------------------------------------
