@@ -16,12 +16,13 @@ Comparison = Literal["least", "most", "is", "is_not", "longer"]
 class Rule(NamedTuple):
     """What a sample must satisfy: its name is the fate of those that don't.
 
+    Of several columns the sum is looked at; it is null where one of them is.
     `least` and `most` bound a number, both ends kept; `is` and `is_not` compare with a value;
     `longer` wants a text of at least so many characters. A null fails unless `null_passes`.
     """
 
     name: str
-    column: str
+    column: str | tuple[str, ...]
     comparison: Comparison
     value: Any = None
     null_passes: bool = False
@@ -49,10 +50,11 @@ def filter_samples(build: Build, given: Table, params: Rules) -> Filtered:
     """Keep the samples that satisfy all rules."""
     rows = tables.frame(build.store, given)
     each = [pl.when(~_holds(rule)).then(at) for at, rule in enumerate(params.rules)]
+    values = [_value(rule).alias(f"_value {at}") for at, rule in enumerate(params.rules)]
     fails = pl.coalesce(*each, pl.lit(None, pl.Int32))
     judged = rows.with_columns(fails.alias("_fails"))
     kept = judged.filter(pl.col("_fails").is_null()).drop("_fails")
-    lost = judged.filter(pl.col("_fails").is_not_null())
+    lost = judged.filter(pl.col("_fails").is_not_null()).with_columns(values)
     return Filtered(
         samples.write(build.store, kept),
         samples.write_drops(
@@ -61,8 +63,14 @@ def filter_samples(build: Build, given: Table, params: Rules) -> Filtered:
     )
 
 
+def _value(rule: Rule) -> pl.Expr:
+    if isinstance(rule.column, str):
+        return pl.col(rule.column)
+    return pl.sum_horizontal(*rule.column, ignore_nulls=False)
+
+
 def _holds(rule: Rule) -> pl.Expr:
-    column = pl.col(rule.column)
+    column = _value(rule)
     holds = {
         "least": lambda: column >= rule.value,
         "most": lambda: column <= rule.value,
@@ -77,7 +85,7 @@ def _drops(lost: pl.DataFrame, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     found = []
     for row in lost.iter_rows(named=True):
         rule = rules[row["_fails"]]
-        value = row[rule.column]
+        value = row[f"_value {row['_fails']}"]
         is_number = isinstance(value, int) and not isinstance(value, bool)
         number, text = (value, None) if is_number else (None, None if value is None else str(value))
         found.append(
