@@ -309,17 +309,18 @@ def _apply(data: dict[str, Any], change: str) -> None:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    """Make the paths of a config file absolute: corpus, store, gold set, models and weights."""
+    """Make the paths of a config file absolute: corpus, store, gold set, models and weights.
+
+    Any section may have a model in process, under `local`.
+    """
     places = [(data.get("corpus"), "uri"), (data.get("store"), "uri")]
     checks = data.get("checks")
     places += [(checks.get("gold"), "path")] if isinstance(checks, dict) else []
     models = data.get("models")
     for model in models.values() if isinstance(models, dict) else ():
         places += [(model, "name"), (model, "weights")]
-    for name in ("labels", "model", "judge"):
-        section = data.get(name)
-        if isinstance(section, dict):
-            places.append((section.get("local"), "name"))
+    sections = (section for section in data.values() if isinstance(section, dict))
+    places += [(section.get("local"), "name") for section in sections]
     judge = checks.get("judge") if isinstance(checks, dict) else None
     if isinstance(judge, dict):
         places.append((judge.get("local"), "name"))

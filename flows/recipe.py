@@ -77,13 +77,12 @@ class RecipeConfig(BaseModel):
         """What a version says of its config: without places, hosts, keys or money."""
         ours = {"corpus", "store", "cluster", "dataset", "publish", "tidy", "publish_partial"}
         shown = self.model_dump(mode="json", exclude=ours)
-        for section in shown.values():
-            if isinstance(section, dict) and "endpoint" in section:
-                for hidden in ("endpoint", "local", "budget"):
-                    section.pop(hidden, None)
         for key, value in self:
-            if isinstance(value, ModelParams) and (value.endpoint or value.local):
-                shown[key]["model"] = value.model
+            model = getattr(value, "local", None) or getattr(value, "endpoint", None)
+            for hidden in ("endpoint", "local", "budget") if hasattr(value, "local") else ():
+                shown[key].pop(hidden, None)
+            if model:
+                shown[key]["model"] = model.model
         shown["describe"].pop("threads")
         shown["models"] = {
             name: {"library": m.library, "name": Path(m.name).name}
