@@ -111,7 +111,7 @@ def stages(run: Build, config: RegionsConfig, step: Any) -> Made:
         listed, seen, files, kept.samples, ran, "regions",
         Story(
             "Parts of pictures as they were described, with the picture they are from.",
-            {"image_id": "", "region": "as shown"},
+            {"image_id": ""},
             [("region", "region_caption"), ("around it", "context_caption"),
              ("whole", "global_caption")],
             [("class", "class_name"), ("rank", "class_rank"), ("CLIP", "clip_score"),
