@@ -147,12 +147,11 @@ def shown(data: bytes, view: View, max_pixels: int) -> bytes:
     if view.crop is None and not view.noise:
         return shrink(data, most)
     picture = cut(data, view)
-    scale = min(1.0, math.sqrt(most / (picture.width * picture.height)))
-    size = [max(1, int(side * scale)) for side in picture.size]
-    picture = picture.resize((size[0], size[1]), images.Resampling.LANCZOS)
+    picture = picture.resize(fitted(*picture.size, most), images.Resampling.LANCZOS)
     if view.noise:
         seed = int(hashlib.sha256(view.name.encode()).hexdigest()[:16], 16)
-        values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        shape = (picture.height, picture.width, 3)
+        values = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
         picture = images.Image.fromarray(values)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)
@@ -170,12 +169,17 @@ def cut(data: bytes, view: View) -> images.Image.Image:
     return picture
 
 
+def fitted(width: int, height: int, most: int) -> tuple[int, int]:
+    """Width and height at which a picture has at most `most` pixels: its own, or in proportion."""
+    scale = min(1.0, math.sqrt(most / (width * height)))
+    wide, high = (min(most, max(1, int(side * scale))) for side in (width, height))
+    return wide, high
+
+
 def shrink(data: bytes, max_pixels: int) -> bytes:
     """A picture as a JPEG of at most `max_pixels`; one that is small enough keeps its size."""
     header = images.read_header(data, images.MOST_PIXELS)
-    scale = min(1.0, math.sqrt(max_pixels / (header.width * header.height)))
-    sides = (max(1, int(side * scale)) for side in (header.width, header.height))
-    width, height = (min(side, max_pixels) for side in sides)
+    width, height = fitted(header.width, header.height, max_pixels)
     picture = images.decode(data, max(1, min(width, height)), images.MOST_PIXELS)
     picture = picture.resize((width, height), images.Resampling.LANCZOS)
     buffer = io.BytesIO()

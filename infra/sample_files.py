@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from infra import changes, corpus, tables, versions
 from infra.attention_maps import UNIT
 from infra.errors import PairmillError
+from infra.grpo_files import grpo
 from infra.product import Contents, Product
 from infra.store import Store
 
@@ -189,6 +190,7 @@ EXPORTS: Mapping[str, Callable[[pl.DataFrame], Files]] = {
     "lines": lines,
     "regions": regions,
     "sd_rpn": sd_rpn,
+    "grpo": grpo,
 }
 
 

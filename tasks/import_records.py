@@ -25,6 +25,7 @@ FILE_BYTES = 1 << 30
 TEXT_LIMIT = 100_000  # characters of one text
 DETAIL = 200
 FARTHEST = 1 << 24  # pixels
+BOXES = "boxes"  # the end of names of columns that hold several
 NOT_CONTENT = ("image", "size", "crowd")
 Format = Literal["conversations", "coco", "refcoco", "rows"]
 Row = dict[str, Any]
@@ -47,7 +48,8 @@ class ImportParams(BaseModel):
     columns: dict[str, str] = Field(
         {},
         description="For `rows`: our column by the name of theirs; `image` names the picture, `box`"
-        " its left, top, right and bottom in pixels.",
+        " its left, top, right and bottom in pixels; a name that ends in `boxes` has a list of such"
+        " boxes, perhaps none.",
     )
     images: str = Field(
         "",
@@ -145,14 +147,20 @@ def _flaw(
 def _is_unfit(name: str, value: Any) -> bool:
     """A text that is empty or too long; a box that has no area, or is out of all bounds."""
     if name == "box":
-        return (
-            not isinstance(value, list)
-            or len(value) != 4
-            or max(map(abs, value)) > FARTHEST
-            or value[2] <= value[0]
-            or value[3] <= value[1]
-        )
+        return not _is_box(value)
+    if name.endswith(BOXES):
+        return not all(_is_box(value[at : at + 4]) for at in range(0, len(value), 4))
     return not value or (isinstance(value, str) and len(value) > TEXT_LIMIT)
+
+
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and max(map(abs, value)) <= FARTHEST
+        and value[0] < value[2]
+        and value[1] < value[3]
+    )
 
 
 def _names(build: Build, objects: Table) -> dict[str, str]:
@@ -315,10 +323,10 @@ _TEXTS: Mapping[str, dict[str, Any]] = {
 
 def _schema(params: ImportParams) -> dict[str, Any]:
     own: dict[str, Any] = {
-        name: pl.String for name in params.columns if name not in ("image", "box")
+        name: pl.List(pl.Int64) if name == "box" or name.endswith(BOXES) else pl.String
+        for name in params.columns
+        if name != "image"
     }
-    if "box" in params.columns:
-        own["box"] = pl.List(pl.Int64)
     return {**samples.BASE, "source": pl.String, **_TEXTS.get(params.format, own)}
 
 
@@ -330,6 +338,11 @@ def _corners(box: Any) -> list[int]:
 
 def _value(name: str, value: Any) -> Any:
     """A member of a plain row: texts as they are, a box as whole pixels, the rest as JSON."""
+    if name.endswith(BOXES):
+        boxes = [_value("box", box) for box in value or ()]
+        if any(len(box) != 4 for box in boxes):
+            raise ValueError(f"{name}: a box has four sides")
+        return [side for box in boxes for side in box]
     if name == "image" or value is None:
         return value
     if name == "box":

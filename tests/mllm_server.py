@@ -320,6 +320,8 @@ async def _send(reply: Reply, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 
 def main() -> None:
+    from tests.reading import rule
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
     parser.add_argument("--script", nargs="*", default=[], choices=sorted(BEHAVIOURS))
@@ -329,7 +331,7 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, help="a file that keeps the counts")
     parser.add_argument("--keep", action="store_true", help="keep every request in memory")
     given = vars(parser.parse_args())
-    server = MllmServer(told=given.pop("ledger"), **given)
+    server = MllmServer(rule=rule, told=given.pop("ledger"), **given)
     print(server.url, flush=True)
     server.serve()
 

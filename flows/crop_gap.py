@@ -1,0 +1,105 @@
+"""LFPC: what a model can answer only when it looks closer, and where (arXiv 2603.27494)."""
+
+from typing import Any
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
+from infra.build import Build
+from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.check_gap import GapCheck, check_gap
+from tasks.crop_views import Crops, crop_views
+from tasks.import_records import ImportParams
+from tasks.ladder_views import Ladder, ladder_views
+from tasks.nest_boxes import Nesting, nest_boxes
+from tasks.report import Story
+from tasks.select_resolution import Selection, select_resolution
+
+
+class Answered(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    said: str
+
+
+class CropGapConfig(RecipeConfig):
+    """LFPC: offline resolution selection, nested boxes, and the information gap."""
+
+    name = "crop_gap"
+    records: ImportParams = Field(
+        description="Questions and answers (`image`, `question`, `answer`, perhaps `boxes`)."
+    )
+    model: ModelParams = Field(
+        ModelParams(max_pixels=12_845_056, max_tokens=64, temperature=0.0),
+        description="The model that is to be trained, asked greedily, as the paper. Originals are"
+        " shown at up to 12845056 pixels, 16384 tokens of 28 x 28, the larger of its budgets at"
+        " evaluation. Its tokens an answer: not given in the source; our own default for answers"
+        " of a few words.",
+    )
+    ladder: Ladder = Ladder()
+    selection: Selection = Selection()
+    boxes: Nesting = Nesting()
+    crops: Crops = Crops()
+    gap: GapCheck = GapCheck()
+
+
+AT_A_LEVEL = Question(
+    "crop_gap/answer", Answered, pictures={"view": ""}, texts=("question",), on_flaw="null"
+)
+WITH_A_PART = Question(
+    "crop_gap/answer_with_part",
+    Answered,
+    pictures={"global_view": "the picture", "part_view": "the part"},
+    texts=("question",),
+    on_flaw="null",
+)
+STORY = Story(
+    "Questions that the model answers at full resolution and no longer at a lower one, with the"
+    " boxes that hold what it then needs: the smallest, and its context.",
+    {"image_id": ""},
+    [("question", "question"), ("answer", "answer"), ("in the small picture", "global_answer")],
+    facts=[("reason", "reason"), ("tokens", "global_tokens"), ("difficulty", "difficulty"),
+           ("boxes from", "box_source"), ("gap", "gap")],
+    boxes="boxes",
+    by="global_tokens",
+)  # fmt: skip
+
+
+def stages(run: Build, config: CropGapConfig, step: Any) -> Made:
+    """The model answers down a ladder of resolutions; where it first fails, the picture is small
+    enough; then boxes, and a crop that must bring back what was lost, while noise must not.
+    """
+    listed, seen = known(run, config, step)
+    files, found = imported(run, config.records, seen, step)
+    levels = step(ladder_views)(run, found.samples, seen.images, config.ladder)
+    answers = step(ask_model)(run, levels.views, seen.objects, Asking(AT_A_LEVEL, config.model))
+    selected = step(select_resolution)(
+        run, levels.samples, answers.samples, answers.drops, config.selection
+    )
+    boxed = step(nest_boxes)(run, selected.samples, config.boxes)
+    parts = step(crop_views)(run, boxed.samples, config.crops)
+    looked = step(ask_model)(run, parts.views, seen.objects, Asking(WITH_A_PART, config.model))
+    checked = step(check_gap)(run, boxed.samples, looked.samples, looked.drops, config.gap)
+    return Made(
+        listed, seen, files, checked.samples,
+        {"import": found, "ladder": levels, "resolution": selected, "boxes": boxed,
+         "gap": checked},
+        "grpo", STORY,
+    )  # fmt: skip
+
+
+RECIPE = Recipe(
+    "crop_gap",
+    "questions that need a closer look, at the resolution where they do, with nested boxes",
+    "high-resolution images, questions and answers, boxes where there are any",
+    "JSON lines and Parquet for GRPO trainers",
+    "the vision-language model that is to be trained",
+    CropGapConfig,
+    stages,
+)
+
+
+@flow(name="crop_gap", flow_run_name="{config.dataset}")
+def crop_gap(config: CropGapConfig) -> dict[str, Any]:
+    """Select resolutions, nest boxes and check the gap, redoing only what changed."""
+    return run_recipe(RECIPE, config)
