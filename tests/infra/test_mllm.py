@@ -96,6 +96,16 @@ def test_pictures_go_as_data_urls_after_what_all_requests_share():
     assert (request["model"], request["max_tokens"], request["seed"]) == ("tiny", 100, 3)
 
 
+@pytest.mark.parametrize("form", ["json_schema", "json_object", "prompt"])
+def test_without_instructions_there_is_no_system_message(form):
+    with MllmServer(formats=[form]) as server:
+        send(server, [replace(REQUEST, instructions="", text='Compare "instructions".')])
+    [user] = server.requests[-1]["messages"]
+    assert user["role"] == "user"
+    has_schema = "additionalProperties" in user["content"][-1]["text"]
+    assert has_schema == (form != "json_schema")
+
+
 @pytest.mark.parametrize(
     ("script", "rule"),
     [
@@ -284,6 +294,8 @@ def test_a_request_key_is_what_a_request_means():
         ('{"instructions": [], "x\\u001b[31m": 1}', "x[31m: Extra inputs are not permitted"),
         ("[" * 100_000 + '{"a":' * 100_000, "there is no JSON object in it"),
         ("", "there is no JSON object in it"),
+        ('<think>{"instructions": ["no"]}</think> {"instructions": ["c"]}', ["c"]),
+        ('{"instructions": ["<think>d</think>"]}', ["<think>d</think>"]),
     ],
 )
 def test_parse(text, found):
