@@ -324,6 +324,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     judge = checks.get("judge") if isinstance(checks, dict) else None
     if isinstance(judge, dict):
         places.append((judge.get("local"), "name"))
+    difficulty = data.get("difficulty")
+    if isinstance(difficulty, dict):
+        places += [(difficulty.get(side), "name") for side in ("text", "vision")]
     for section, key in places:
         if not isinstance(section, dict):
             continue

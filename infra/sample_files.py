@@ -4,7 +4,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -44,22 +44,23 @@ def llava(rows: pl.DataFrame) -> Files:
     """
     for split, part in _splits(rows):
         entries = [
-            {
-                "id": row["sample_id"],
-                "image": row["key"],
-                "conversations": [
-                    {"from": "gpt" if at % 2 else "human", "value": text}
-                    for at, text in enumerate(_turns(row))
-                ],
-            }
+            _conversation(row["sample_id"], row["key"], _turns(row))
             for row in part.iter_rows(named=True)
         ]
-        yield f"llava/{split}.json", json.dumps(entries, ensure_ascii=False, indent=1).encode()
+        yield f"llava/{split}.json", _json(entries)
 
 
 def _turns(row: Mapping[str, Any]) -> list[str]:
-    turns = list(row.get("turns") or [row["instruction"], row["response"]])
-    return [f"<image>\n{turns[0]}", *turns[1:]]
+    return list(row.get("turns") or [row["instruction"], row["response"]])
+
+
+def _conversation(name: str, image: str, turns: Sequence[str]) -> dict[str, Any]:
+    """An entry of LLaVA's JSON: the picture stands before the first turn, and nowhere else."""
+    said = [_without_places(turn) for turn in turns]
+    said[0] = f"<image>\n{said[0]}"
+    sides = ("human", "gpt")
+    talk = [{"from": sides[at % 2], "value": text} for at, text in enumerate(said)]
+    return {"id": name, "image": image, "conversations": talk}
 
 
 def lines(rows: pl.DataFrame) -> Files:
@@ -67,6 +68,50 @@ def lines(rows: pl.DataFrame) -> Files:
     for split, part in _splits(rows):
         dumped = (json.dumps(row, ensure_ascii=False) for row in part.iter_rows(named=True))
         yield f"jsonl/{split}.jsonl", "".join(f"{line}\n" for line in dumped).encode()
+
+
+def captions_and_pairs(rows: pl.DataFrame) -> Files:
+    """Captions as JSON lines, pairs of turns as LLaVA's conversations, one to a caption's image in
+    groups of four turns, and the scores of each, as github.com/llavar/LLaVAR-2 has them: `qa_id`
+    is the place of the question's turn, a score [numerator, denominator, ratio].
+    """
+    for split, part in _splits(rows):
+        captions = part.filter(pl.col("of").is_null()).sort("sample_id")
+        yield f"captions/{split}.jsonl", _json_lines(map(_caption, captions.iter_rows(named=True)))
+        pairs = part.filter(pl.col("of").is_not_null()).sort("of", "part", "sample_id")
+        talks = [list(rows.iter_rows(named=True)) for _, rows in pairs.group_by(
+            "of", maintain_order=True)]  # fmt: skip
+        yield f"llava/{split}.json", _json([_talk(rows) for rows in talks])
+        scores = (line for rows in talks for line in _scores(rows))
+        yield f"scores/{split}.jsonl", _json_lines(scores)
+
+
+def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
+    said = ("caption_enriched", "caption_origin", "caption", "ocr", "ocr_origin")
+    image = corpus.object_id(row["key"], row["member"])
+    return {"id": row["sample_id"], "image": image, **{name: row[name] for name in said}}
+
+
+def _talk(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    turns = [pair[name] for pair in pairs for name in ("q_e", "a_e", "q_s", "a_s")]
+    image = corpus.object_id(pairs[0]["key"], pairs[0]["member"])
+    return _conversation(pairs[0]["of"], image, turns)
+
+
+def _scores(pairs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for at, pair in enumerate(pairs):
+        for turn, side in ((4 * at, "e"), (4 * at + 2, "s")):
+            named = {f"{name}_score": f"{name}_{side}" for name in ("ifd", "vfd")}
+            named |= {"ffd_score": "ffd"} if side == "s" else {}
+            found = {
+                name: [part and part / 1e6 for part in (*pair[f"{column}_nll"], pair[column])]
+                for name, column in named.items()
+            }
+            yield {"id": pair["of"], "qa_id": turn, "sample_id": pair["sample_id"], **found}
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
 
 
 def regions(rows: pl.DataFrame) -> Files:
@@ -188,6 +233,7 @@ def _splits(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
 EXPORTS: Mapping[str, Callable[[pl.DataFrame], Files]] = {
     "llava": llava,
     "lines": lines,
+    "captions_and_pairs": captions_and_pairs,
     "regions": regions,
     "sd_rpn": sd_rpn,
     "grpo": grpo,

@@ -51,6 +51,11 @@ class ImportParams(BaseModel):
         " its left, top, right and bottom in pixels; a name that ends in `boxes` has a list of such"
         " boxes, perhaps none.",
     )
+    optional: list[str] = Field(
+        [],
+        description="Of `columns`, those that a record may leave out or empty; null there. Without"
+        " any other one it is malformed.",
+    )
     images: str = Field(
         "",
         description="Folder or container of the corpus in which the files name their pictures;"
@@ -82,7 +87,7 @@ def find_files(build: Build, params: ImportParams) -> Table:
 
 
 def meaning(params: ImportParams) -> Any:
-    return params.model_dump(include={"format", "columns", "images"})
+    return params.model_dump(include={"format", "columns", "images", "optional"})
 
 
 @stage(
@@ -110,7 +115,8 @@ def import_records(
         for number, row in enumerate(_rows(key, _load(build, key), params)):
             image_id = _image(by_name, key, row.get("image"), params.images)
             content = {k: v for k, v in row.items() if k not in NOT_CONTENT}
-            if flaw := _flaw(row, content, image_id, sizes):
+            needed = {k: v for k, v in content.items() if v or k not in params.optional}
+            if flaw := _flaw(row, needed, image_id, sizes):
                 drops.append({"id": f"{key}#{number}", "rule": flaw[0], "detail": flaw[1]})
                 continue
             sample = samples.sample_id(str(image_id), content)
@@ -305,7 +311,9 @@ def _refcoco(
 
 
 def _plain_row(entry: Any, params: ImportParams) -> Row:
-    return {ours: _value(ours, entry.get(theirs)) for ours, theirs in params.columns.items()}
+    return {
+        ours: _value(ours, entry.get(theirs)) or None for ours, theirs in params.columns.items()
+    }
 
 
 _FORMATS: Mapping[str, Reader] = {

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,8 +110,18 @@ def of_schema(schema: dict[str, Any], root: dict[str, Any], seed: str) -> Any:
     low, high = schema.get("minimum", 1), schema.get("maximum", 5)
     values: dict[Any, Any] = {"boolean": bool(draw % 8), "integer": low + draw % (high - low + 1)}
     values["number"] = float(values["integer"])
+    if schema.get("description", "").startswith("Quoted") and draw % 8:
+        return _quoted(seed, draw)
     said = f"the {COLOURS[draw % 8]} {THINGS[draw // 8 % 8]} on a plain ground ({draw:08x})"
     return values.get(kind, said)
+
+
+def _quoted(text: str, draw: int) -> str:
+    """Words out of the text that a request encloses as `ocr`, where it does."""
+    found = re.search(r"<<<ocr \w+\n(.+)\n", text)
+    words = found[1].split() if found else ["nothing"]
+    start = draw % len(words)
+    return " ".join(words[start : start + 1 + draw // 8 % 4])
 
 
 def completion(request: dict[str, Any], content: str | None, **changed: Any) -> Reply:

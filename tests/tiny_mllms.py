@@ -215,3 +215,11 @@ def _write(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    import sys
+
+    # The sample's recipes score with two of them: `python -m tests.tiny_mllms sample/models`.
+    for kind in ("llava", "blind"):
+        KINDS[kind](Path(sys.argv[1]) / f"noise_{kind}")
