@@ -1,0 +1,71 @@
+"""When two short answers say the same."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.short_answers import matches, option, plain
+
+SAME = [
+    ("Bakery", "bakery"),
+    ("the bakery.", "Bakery"),
+    ("It says “BAKERY”", "bakery"),
+    ("The answer is: a red car", "red car"),
+    ("1,200", "1200"),
+    ("1200.0", "1200"),
+    ("three", "3"),
+    ("$5", "5"),
+    ("10%", "10.0 %".replace(" ", "")),
+    ("B", "(b) a horse"),
+    ("(B)", "B."),
+    ("Option B", "B"),
+    ("\u22124", "-4"),
+    ("cafe\u0301", "café"),
+]
+OTHER = [
+    ("bakery", "brewery"),
+    ("12", "1200"),
+    ("1", "10"),
+    ("art", "party"),
+    ("10%", "10"),
+    ("4", "-4"),
+    ("1.5", "15"),
+    ("A", "B"),
+    ("A) a horse", "B) a horse"),
+    ("", "bakery"),
+    (None, "bakery"),
+    ("the", "a"),
+    ("...", "..."),
+]
+CONTAINED = [("It says bakery on it", "bakery"), ("red", "a red car"), ("exit 12 B", "12 b")]
+
+
+@pytest.mark.parametrize(("said", "expected"), SAME)
+def test_the_same(said, expected):
+    assert matches(said, expected)
+    assert matches(expected, said)
+
+
+@pytest.mark.parametrize(("said", "expected"), OTHER)
+def test_not_the_same(said, expected):
+    assert not matches(said, expected)
+    assert not matches(expected, said)
+
+
+@pytest.mark.parametrize(("said", "expected"), CONTAINED)
+def test_containment_can_be_turned_off(said, expected):
+    assert matches(said, expected)
+    assert not matches(said, expected, containment=False)
+
+
+def test_what_is_compared():
+    assert plain("The 1,200 Apples, an Ox's") == ["1200", "apples", "ox's"]
+    assert [option(text) for text in ("(c)", "C: a cat", "a cat", "I", "cat")] == [
+        "C", "C", None, "I", None,
+    ]  # fmt: skip
+
+
+@given(st.text(), st.text())
+def test_nothing_breaks_it_and_both_ways_are_one(one, other):
+    assert matches(one, other) == matches(other, one)
+    assert matches(one, one) == bool(plain(one) or option(one))
