@@ -1,0 +1,79 @@
+"""Files of samples as their trainers read them: splits, turns, places, hostile texts."""
+
+import json
+
+import polars as pl
+import pytest
+
+from infra.sample_files import lines, llava, regions
+
+QA = {"sample_id": "s", "image_id": "i", "key": "a/b.jpg", "split": "train",
+      "instruction": "What?", "response": "This: ü"}  # fmt: skip
+REGION = {
+    "sample_id": "s", "image_id": "i", "key": "a.jpg", "split": "train", "width": 200,
+    "height": 100, "box": [10, 20, 110, 70], "class_name": "dog", "source": "val",
+    "region_caption": "A dog.", "global_caption": "A street.", "context_caption": "By a wall.",
+}  # fmt: skip
+
+
+def read(form, *rows):
+    return {name: json.loads(data) for name, data in form(pl.DataFrame(list(rows)))}
+
+
+def test_conversations_of_questions_and_answers():
+    files = read(llava, QA, {**QA, "sample_id": "t", "split": "validation"})
+    assert list(files) == ["llava/train.json", "llava/validation.json"]
+    assert files["llava/train.json"] == [
+        {"id": "s", "image": "a/b.jpg", "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This: ü"}]}
+    ]  # fmt: skip
+
+
+def test_conversations_of_several_turns():
+    [entry] = read(llava, {**QA, "turns": ["a", "b", "c", "d"]})["llava/train.json"]
+    said = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
+    assert said == [("human", "<image>\na"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+
+
+def test_lines_hold_every_column():
+    [(name, data)] = lines(pl.DataFrame([QA, {**QA, "response": "two\nlines\u2028"}]))
+    assert name == "jsonl/train.jsonl"
+    rows = [json.loads(line) for line in data.decode().split("\n")[:-1]]
+    assert rows == [QA, {**QA, "response": "two\nlines\u2028"}]
+
+
+def test_a_region_at_each_granularity_with_its_box():
+    files = read(regions, REGION)
+    [entry] = files["conversations/train.json"]
+    answers = [t["value"] for t in entry["conversations"] if t["from"] == "gpt"]
+    assert answers == ["A dog.", "By a wall.", "dog", "A street."]
+    assert entry["boxes"] == [[10, 20, 110, 70]] * 3
+    assert entry["boxes_norm"][0] == [0.05, 0.2, 0.55, 0.7]
+    assert files["coco/train.json"] == {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 200, "height": 100}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "bbox": [10, 20, 100, 50], "area": 5000, "iscrowd": 0,
+             "category_id": 1, "caption": "A dog."}
+        ],
+        "categories": [{"id": 1, "name": "dog"}],
+    }  # fmt: skip
+
+
+def test_a_region_without_a_class_or_surroundings_has_fewer_turns():
+    [entry] = read(regions, {**REGION, "class_name": None, "context_caption": None})[
+        "conversations/train.json"
+    ]
+    assert len(entry["conversations"]) == 4 and len(entry["boxes"]) == 1
+
+
+@pytest.mark.parametrize("said", ["an <image> of a <region>", "<image_1>", "</region>"])
+def test_no_caption_puts_a_place_for_a_picture_into_a_conversation(said):
+    [entry] = read(regions, {**REGION, "region_caption": said})["conversations/train.json"]
+    text = "".join(turn["value"] for turn in entry["conversations"])
+    assert text.count("<image>") == 1 and text.count("<region>") == len(entry["boxes"]) == 3
+    assert "<image_1>" not in text and "</region>" not in text
+
+
+def test_no_records_make_no_files():
+    empty = pl.DataFrame(schema=dict.fromkeys(QA, pl.String))
+    assert [list(form(empty)) for form in (llava, lines, regions)] == [[], [], []]
