@@ -32,6 +32,7 @@ class Screened(BaseModel):
 
 SCREEN = Question("honeypipe/screen", Screened, {"image_id": "Picture"}, ("instruction",))
 NOT_GIVEN = "Not given in the source; our own default, because"
+LONG_TOKENS = 4_096
 SOUND = tuple(Rule(f"not_{is_}", is_, "is", True) for is_ in ("logical", "answerable", "related"))
 
 
@@ -69,7 +70,9 @@ class HoneypipeConfig(RecipeConfig):
     cleaning: PromptCleaning = PromptCleaning()
     reasons: ReasonParams = ReasonParams()
     long: ModelParams | None = Field(
-        None, description="Model of the long loop, a stronger one in the paper; null: `model`."
+        None,
+        description="Model of the long loop, a stronger one in the paper; null: `model`, with"
+        f" answers of {LONG_TOKENS} tokens. The source gives no bound; our own default.",
     )
     judge: ModelParams | None = Field(
         None, description="Model that compares answers, as `model` in the paper; null: `model`."
@@ -100,14 +103,15 @@ def stages(run: Build, config: HoneypipeConfig, step: Any) -> Made:
     sound = step(filter_samples)(run, screened.samples, Rules(SOUND))
     bypass = step(route_samples)(run, sound.samples, Route("domain", config.bypass))
     clean = step(clean_prompts)(run, bypass.others, config.cleaning)
-    models = Models(config.model, config.long or config.model, config.judge or config.model)
+    long = config.long or config.model.model_copy(update={"max_tokens": LONG_TOKENS})
+    models = Models(config.model, long, config.judge or config.model)
     found = reasons(run, clean.samples, seen, models, config.reasons, step)
     untouched = step(compose_texts)(run, bypass.samples, UNTOUCHED)
     ways = {"bypass": untouched.samples, "_short": found.short, "_long": found.long}
     return Made(
         listed, seen, files, step(join_samples)(run, ways).samples,
         {"import": told, "domain": placed, "near-duplicates": unique, "rules": fit,
-         "screen": screened, "sound": sound, "bypass": bypass, **found.ran},
+         "screen": screened, "sound": sound, "to the bypass": bypass, **found.ran},
         "llava", STORY,
     )  # fmt: skip
 

@@ -107,7 +107,7 @@ def reasons(
         unclear = step(route_samples)(run, ruled.samples, Route("agrees", (None,)))
         said = step(ask_model)(run, unclear.samples, seen.objects, Asking(FIDELITY, models.judge))
         ways = {f"{name}, rule": unclear.others, f"{name}, judge": said.samples}
-        ran = {f"{name} answers": told, f"{name} without a rule": unclear, f"{name} judge": said}
+        ran = {f"{name}, answered": told, f"{name}, to the judge": unclear, f"{name}, judged": said}
         return step(join_samples)(run, ways).samples, ran
 
     hard = step(route_samples)(run, given, Route("source", params.long_sources))
@@ -119,8 +119,8 @@ def reasons(
     long, asked_long = judged(step(join_samples)(run, ways).samples, LONG, models.long)
     kept = step(filter_samples)(run, long, FAITHFUL)
     ran = {
-        "straight to the long loop": hard, **asked_short, "short kept": faithful,
-        "short and long": twins, **asked_long, "long kept": kept,
+        "straight to the long loop": hard, **asked_short, "short, kept": faithful,
+        "long as well": twins, **asked_long, "long, kept": kept,
     }  # fmt: skip
     return Reasoned(
         step(compose_texts)(run, faithful.samples, WITH_SHORT).samples,

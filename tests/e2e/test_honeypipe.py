@@ -117,17 +117,17 @@ def test_every_branch_has_its_count(honeypipe, knowing):
         "rules": (68, {"extreme_aspect": 1, "repeated_text": 1}),
         "screen": (68, {}),
         "sound": (67, {"not_related": 1}),
-        "bypass": (8, {}),  # signs
+        "to the bypass": (8, {}),  # signs
         "straight to the long loop": (6, {}),  # sums
-        "short answers": (53, {}),
-        "short without a rule": (23, {}),  # 22 names and a description
-        "short judge": (23, {}),
-        "short kept": (10, {}),  # the description, 8 animals, 4 discs
-        "short and long": (1, {}),  # 4 discs
-        "long answers": (50, {}),
-        "long without a rule": (22, {}),
-        "long judge": (22, {}),
-        "long kept": (33, {"unfaithful": 17}),  # 22 names, a building, 7 that are no animal, ...
+        "short, answered": (53, {}),
+        "short, to the judge": (23, {}),  # 22 names and a description
+        "short, judged": (23, {}),
+        "short, kept": (10, {}),  # the description, 8 animals, 4 discs
+        "long as well": (1, {}),  # 4 discs
+        "long, answered": (50, {}),
+        "long, to the judge": (22, {}),
+        "long, judged": (22, {}),
+        "long, kept": (33, {"unfaithful": 17}),  # 22 names, a building, 7 that are no animal, ...
     }
     assert result["records"] == 8 + 10 + 33
     assert asked(knowing) == {"Screened": 68, "Short": 53, "Long": 50, "Fidelity": 45}
@@ -136,6 +136,8 @@ def test_every_branch_has_its_count(honeypipe, knowing):
         for request in knowing.requests
         for title in [request["response_format"]["json_schema"]["schema"]["title"]]
     }
+    tokens = {r["max_tokens"] for r in knowing.requests if "Take your time." in said(r)}
+    assert tokens == {4_096}
     assert has_system == {("Screened", True), ("Short", False), ("Long", False), ("Fidelity", True)}
 
     again = honeypipe(knowing)
