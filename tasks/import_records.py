@@ -49,7 +49,7 @@ class ImportParams(BaseModel):
         {},
         description="For `rows`: our column by the name of theirs; `image` names the picture, `box`"
         " its left, top, right and bottom in pixels; a name that ends in `boxes` has a list of such"
-        " boxes, perhaps none.",
+        " boxes.",
     )
     optional: list[str] = Field(
         [],
@@ -155,7 +155,8 @@ def _is_unfit(name: str, value: Any) -> bool:
     if name == "box":
         return not _is_box(value)
     if name.endswith(BOXES):
-        return not all(_is_box(value[at : at + 4]) for at in range(0, len(value), 4))
+        boxes = [value[at : at + 4] for at in range(0, len(value or ()), 4)]
+        return not boxes or not all(map(_is_box, boxes))
     return not value or (isinstance(value, str) and len(value) > TEXT_LIMIT)
 
 

@@ -24,7 +24,12 @@ from tests.recipes import write_config
 
 LADDER = [1024, 768, 576, 384, 256, 128, 64]
 COLUMNS = {name: name for name in ("image", "question", "answer", "boxes")}
-RECORDS = {"files": ["questions.jsonl"], "format": "rows", "columns": COLUMNS}
+RECORDS = {
+    "files": ["questions.jsonl"],
+    "format": "rows",
+    "columns": COLUMNS,
+    "optional": ["boxes"],
+}
 
 
 @pytest.fixture(scope="module")
