@@ -98,7 +98,9 @@ def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihoo
 def _score(loaded: Loaded, supplied: Sequence[Supplied]) -> list[Likelihood]:
     inputs = encode(loaded, [item.prompt for item in supplied if item.prompt])
     lead = _lead(loaded)
-    return _scored(loaded, inputs, [_within(loaded, lead + s.answer.strip()) for s in supplied])
+    answers = [item.answer.strip() for item in supplied]
+    tokens = [_within(loaded, lead + answer) if answer else [] for answer in answers]
+    return _scored(loaded, inputs, tokens)
 
 
 def _lead(loaded: Loaded) -> str:

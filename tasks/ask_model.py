@@ -14,7 +14,7 @@ from infra import mllm, samples, tables
 from infra.asking import AskParams, Noted, ask_all, none_waits
 from infra.build import Build
 from infra.canonical import digest, settings
-from infra.ledger import stage
+from infra.ledger import pinned, stage
 from infra.mllm import Flawed, Picture, Request
 from infra.pictures import Prepared, View
 from infra.prompting import enclosed
@@ -72,6 +72,10 @@ class Asking(NamedTuple):
 
     question: Question
     model: ModelParams
+
+    def pinned(self, build: Build) -> "Asking":
+        """With the numerics of a model in process: other weights give other answers."""
+        return self._replace(model=pinned(self.model, build))
 
 
 class Asked(NamedTuple):

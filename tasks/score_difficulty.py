@@ -17,7 +17,7 @@ from infra.canonical import digest
 from infra.cluster import Crash
 from infra.difficulty import FollowUp, Question, Ratio
 from infra.errors import PairmillError
-from infra.ledger import Ledger, stage
+from infra.ledger import Ledger, pinned, stage
 from infra.local_mllm import LocalModel, Shown
 from infra.pictures import Prepared
 from infra.store import Store
@@ -71,8 +71,7 @@ class Scoring(NamedTuple):
 
     def pinned(self, build: Build) -> "Scoring":
         """With the numerics of both models: scores of other weights are other scores."""
-        found = {side: getattr(self.models, side).pinned(build) for side in ("text", "vision")}
-        return self._replace(models=self.models.model_copy(update=found))
+        return self._replace(models=pinned(self.models, build))
 
 
 class Scored(NamedTuple):
