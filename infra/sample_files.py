@@ -193,16 +193,39 @@ def sd_rpn(rows: pl.DataFrame) -> Files:
     attention of each cell, sinks still in the map (github.com/YuHengsss/SD-RPN). Its authors pickle
     the same records; loading a pickle runs whatever code is in it. Without heads that show sinks,
     sink_attn is 0 everywhere. Of columns question, answer, grounding, sink (in billionths).
+
+    `regions/` beside it has what we make of them: labels of cells (1, 0, -1) row by row, the box
+    around the foreground and those of its regions, in pixels of the picture.
     """
     for split, part in _splits(rows):
         for at in range(0, part.height, SD_RPN_ROWS):
-            records = [_sd_rpn(row) for row in part[at : at + SD_RPN_ROWS].iter_rows(named=True)]
-            name = f"sd_rpn/{split}-{at // SD_RPN_ROWS:05d}"
-            dumped = (json.dumps(record, ensure_ascii=False) for record in records)
-            yield f"{name}.jsonl", "".join(f"{line}\n" for line in dumped).encode()
+            rows_here = list(part[at : at + SD_RPN_ROWS].iter_rows(named=True))
+            records = [_sd_rpn(row) for row in rows_here]
+            name = f"{split}-{at // SD_RPN_ROWS:05d}"
+            yield f"regions/{name}.jsonl", _json_lines([_regions_found(row) for row in rows_here])
+            yield f"sd_rpn/{name}.jsonl", _json_lines(records)
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(records, _SD_RPN), buffer, compression="zstd")
-            yield f"{name}.parquet", buffer.getvalue()
+            yield f"sd_rpn/{name}.parquet", buffer.getvalue()
+
+
+def _json_lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    dumped = (json.dumps(record, ensure_ascii=False) for record in records)
+    return "".join(f"{line}\n" for line in dumped).encode()
+
+
+def _regions_found(row: Mapping[str, Any]) -> dict[str, Any]:
+    boxes = row["boxes"]
+    return {
+        "question_id": row["sample_id"],
+        "image": corpus.object_id(row["key"], row["member"]),
+        "question": row["question"],
+        "answer_own": row["answer"],
+        "grid": [row["grid_height"], row["grid_width"]],
+        "labels": row["labels"],
+        "box": row["box"],
+        "boxes": [boxes[at : at + 4] for at in range(0, len(boxes), 4)],
+    }
 
 
 def _sd_rpn(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,16 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from PIL import Image
 
+from flows.absent import verify_absent
 from flows.config import load_config, open_build
+from flows.forget import Options, forget
 from flows.recipe import build_recipe
 from flows.roi_labels import RECIPE
 from infra.errors import ConfigError
+from infra.folder import FolderStore
 from tests.mllm_server import MllmServer
 from tests.recipes import SAMPLE, write_config
 
@@ -158,6 +162,42 @@ def test_a_trainer_reads_the_records_and_makes_the_same_labels(first):
         high = looked > 0.2 * looked.max()
         assert (np.reshape(expected["labels"], (24, 24))[high] == 1).all()
         assert expected["foreground"] == high.sum()
+
+
+def test_the_parquet_file_is_a_dataset_and_regions_are_plain_json(first):
+    folder, ours = files(first[1]), records(first[1])
+    data = load_dataset(
+        "parquet", data_files=str(folder / "sd_rpn/*.parquet"), split="train",
+        cache_dir=str(first[0] / "cache"),
+    )  # fmt: skip
+    assert data.num_rows == len(ours) and len(data[0]["sink_attn"]) == 576
+    lines = [json.loads(line) for line in (folder / "regions/train-00000.jsonl").open()]
+    by_id = {row["sample_id"]: row for row in ours.iter_rows(named=True)}
+    for line in lines:
+        expected = by_id[line["question_id"]]
+        assert line["labels"] == expected["labels"] and line["grid"] == [24, 24]
+        assert [side for box in line["boxes"] for side in box] == expected["boxes"]
+
+
+def test_the_report_shows_maps_and_boxes(first):
+    page = (files(first[1]) / "report.html").read_text()
+    assert page.count('class="heat"') == 22
+    assert page.count("<rect") >= 22
+
+
+def test_what_is_forgotten_has_no_map_left(again, first, scenes, tmp_path):
+    dropped = records(first[1]).filter(pl.col("key") == "scenes/00.png")["image_id"][0]
+    store = FolderStore(str(tmp_path / "store"))
+    list(forget(store, [dropped], None, Options(exact=True, purge=True)))
+    after = again()
+    assert (after["maps"], after["records"]) == (0, first[1]["records"] - 2)
+    held = [
+        path
+        for path in (tmp_path / "store/data").rglob("*.parquet")
+        if dropped in str(pq.read_table(path).to_pylist())
+    ]
+    assert held == []
+    for x in verify_absent(store): print(x)
 
 
 def test_a_second_run_does_nothing(again, first):
