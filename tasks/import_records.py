@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra import corpus, samples, tables
+from infra import corpus, samples, tables, tombstones
 from infra.build import Build
 from infra.errors import ConfigError
 from infra.ledger import stage
@@ -108,6 +108,7 @@ def import_records(
     by_name = _names(build, objects)
     rows = tables.read(build.store, images, ["image_id", "width", "height"]).to_pylist()
     sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows}
+    gone = tombstones.load(build.store)
     found: dict[str, Row] = {}
     drops: list[Row] = []
     for key in tables.read(build.store, files, ["key"])["key"].to_pylist():
@@ -116,6 +117,11 @@ def import_records(
             image_id = _image(by_name, key, row.get("image"), params.images)
             content = {k: v for k, v in row.items() if k not in NOT_CONTENT}
             needed = {k: v for k, v in content.items() if v or k not in params.optional}
+            places = _places(key, row.get("image"), params.images)
+            if image_id is None and any(map(gone.found, places)):
+                # The file still has its name; nothing that we write may.
+                drops.append({"id": f"{key}#{number}", "rule": "forgotten_image"})
+                continue
             if flaw := _flaw(row, needed, image_id, sizes):
                 drops.append({"id": f"{key}#{number}", "rule": flaw[0], "detail": flaw[1]})
                 continue
@@ -178,12 +184,17 @@ def _names(build: Build, objects: Table) -> dict[str, str]:
 
 
 def _image(by_name: Mapping[str, str], key: str, name: Any, folder: str) -> str | None:
-    """The image that a file's row names: in the folder, by its key, or beside the file."""
+    """The image that a file's row names."""
+    places = _places(key, name, folder)
+    return next((by_name[place] for place in places if place in by_name), None)
+
+
+def _places(key: str, name: Any, folder: str) -> list[str]:
+    """Where an image of this name may lie: in the folder, by its key, or beside the file."""
     if not isinstance(name, str):
-        return None
+        return []
     folders = [folder] if folder else ["", posixpath.dirname(key)]
-    places = (posixpath.normpath(posixpath.join(place, name)) for place in folders)
-    return next((by_name[place] for place in (name, *places) if place in by_name), None)
+    return [name, *(posixpath.normpath(posixpath.join(place, name)) for place in folders)]
 
 
 def _load(build: Build, key: str) -> Any:

@@ -190,6 +190,8 @@ def test_what_is_forgotten_has_no_map_left(again, first, scenes, tmp_path):
     store = FolderStore(str(tmp_path / "store"))
     list(forget(store, [dropped], None, Options(exact=True, purge=True)))
     after = again()
+    fates = pl.read_parquet(files(after) / "fates.parquet")
+    assert (fates["fate"] == "forgotten_image").sum() == 2
     assert (after["maps"], after["records"]) == (0, first[1]["records"] - 2)
     held = [
         path
@@ -197,7 +199,7 @@ def test_what_is_forgotten_has_no_map_left(again, first, scenes, tmp_path):
         if dropped in str(pq.read_table(path).to_pylist())
     ]
     assert held == []
-    for x in verify_absent(store): print(x)
+    assert list(verify_absent(store))
 
 
 def test_a_second_run_does_nothing(again, first):
