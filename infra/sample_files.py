@@ -220,6 +220,7 @@ def _regions_found(row: Mapping[str, Any]) -> dict[str, Any]:
         "question_id": row["sample_id"],
         "image": corpus.object_id(row["key"], row["member"]),
         "question": row["question"],
+        "answer": row.get("response"),
         "answer_own": row["answer"],
         "grid": [row["grid_height"], row["grid_width"]],
         "labels": row["labels"],
