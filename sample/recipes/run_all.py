@@ -69,7 +69,7 @@ def told(result: Mapping[str, Any]) -> str:
     found = "fresh" if result["fresh"] else "unchanged"
     work = result.get("work", {}).get("labels_requested", 0)
     place = os.path.relpath(result["manifest"], ROOT)
-    return f"{result['records']:>6,} records, {work:,} questions, {found}: {place}"
+    return f"{result['records']:>6,} records, {work:,} labels asked for, {found}: {place}"
 
 
 def main() -> None:
