@@ -22,6 +22,23 @@ class Answered(BaseModel):
     said: str
 
 
+class Trainee(ModelParams):
+    """The model that is to be trained."""
+
+    max_pixels: int = Field(
+        12_845_056,
+        ge=784,
+        description="Pixels of an original as it is shown: 16384 tokens of 28 x 28, the larger of"
+        " the paper's two budgets at evaluation.",
+    )
+    max_tokens: int = Field(
+        64,
+        ge=1,
+        description="Tokens an answer may have. Not given in the source; our own default, enough"
+        " for answers of a few words.",
+    )
+
+
 class CropGapConfig(RecipeConfig):
     """LFPC: offline resolution selection, nested boxes, and the information gap."""
 
@@ -29,12 +46,8 @@ class CropGapConfig(RecipeConfig):
     records: ImportParams = Field(
         description="Questions and answers (`image`, `question`, `answer`, perhaps `boxes`)."
     )
-    model: ModelParams = Field(
-        ModelParams(max_pixels=12_845_056, max_tokens=64, temperature=0.0),
-        description="The model that is to be trained, asked greedily, as the paper. Originals are"
-        " shown at up to 12845056 pixels, 16384 tokens of 28 x 28, the larger of its budgets at"
-        " evaluation. Its tokens an answer: not given in the source; our own default for answers"
-        " of a few words.",
+    model: Trainee = Field(
+        Trainee(), description="The model that is to be trained, asked greedily, as the paper."
     )
     ladder: Ladder = Ladder()
     selection: Selection = Selection()
