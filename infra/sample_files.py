@@ -209,11 +209,6 @@ def sd_rpn(rows: pl.DataFrame) -> Files:
             yield f"sd_rpn/{name}.parquet", buffer.getvalue()
 
 
-def _json_lines(records: Sequence[Mapping[str, Any]]) -> bytes:
-    dumped = (json.dumps(record, ensure_ascii=False) for record in records)
-    return "".join(f"{line}\n" for line in dumped).encode()
-
-
 def _regions_found(row: Mapping[str, Any]) -> dict[str, Any]:
     boxes = row["boxes"]
     return {
