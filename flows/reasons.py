@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from infra.build import Build
 from infra.tables import Table
 from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.branch_samples import Branch, branch_samples
 from tasks.compare_answers import AnswerComparison, compare_answers
 from tasks.compose_texts import Composition, compose_texts
 from tasks.describe import Described
@@ -113,14 +114,15 @@ def reasons(
     hard = step(route_samples)(run, given, Route("source", params.long_sources))
     short, asked_short = judged(hard.others, SHORT, models.short)
     faithful = step(route_samples)(run, short, Route("agrees", (True,)))
-    both = Route("source", params.both_sources, copies="long")
-    twins = step(route_samples)(run, faithful.samples, both)
+    both = Route("source", params.both_sources)
+    twice = step(route_samples)(run, faithful.samples, both)
+    twins = step(branch_samples)(run, twice.samples, Branch("long"))
     ways = {"_hard": hard.samples, "_failed": faithful.others, "_twins": twins.samples}
     long, asked_long = judged(step(join_samples)(run, ways).samples, LONG, models.long)
     kept = step(filter_samples)(run, long, FAITHFUL)
     ran = {
         "straight to the long loop": hard, **asked_short, "short, kept": faithful,
-        "long as well": twins, **asked_long, "long, kept": kept,
+        "long as well": twice, **asked_long, "long, kept": kept,
     }  # fmt: skip
     return Reasoned(
         step(compose_texts)(run, faithful.samples, WITH_SHORT).samples,

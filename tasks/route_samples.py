@@ -6,21 +6,15 @@ import polars as pl
 
 from infra import samples, tables
 from infra.build import Build
-from infra.canonical import digest
 from infra.ledger import stage
 from infra.tables import Table
 
 
 class Route(NamedTuple):
-    """The values of `column` that are taken; None among them takes nulls.
-
-    With `copies`, a word, what is taken are copies under ids of their own, made from the word, and
-    the samples themselves all go the other way.
-    """
+    """The values of `column` that are taken; None among them takes nulls."""
 
     column: str
     values: tuple[Any, ...]
-    copies: str = ""
 
 
 class Routed(NamedTuple):
@@ -39,12 +33,8 @@ def route_samples(build: Build, given: Table, params: Route) -> Routed:
     is_taken = column.is_null() & (None in params.values)
     for value in (value for value in params.values if value is not None):
         is_taken = is_taken | (column == value).fill_null(False)
-    taken, others = rows.filter(is_taken), rows.filter(~is_taken)
-    if params.copies:
-        names = [digest([name, params.copies]) for name in taken["sample_id"]]
-        taken, others = taken.with_columns(pl.Series("sample_id", names, pl.String)), rows
     return Routed(
-        samples.write(build.store, taken),
-        samples.write(build.store, others),
+        samples.write(build.store, rows.filter(is_taken)),
+        samples.write(build.store, rows.filter(~is_taken)),
         samples.write_drops(build.store, []),
     )

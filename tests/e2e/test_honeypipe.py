@@ -60,7 +60,7 @@ SAYS = {
     "What is shown here": ("a thing", "another name"),
     "What kind of thing is this": ("(A) animal", "The answer is B."),
     "Is this an animal": ("Yes, of course.", "no"),
-    "How many discs are there": ("4", "three"),
+    "How many discs are there": ("4", "four"),
     "What is the result": ("", "42"),
     "Describe the drawing.": ("A sketch of it.", ""),
 }
@@ -127,7 +127,10 @@ def test_every_branch_has_its_count(honeypipe, knowing):
         "long, answered": (50, {}),
         "long, to the judge": (22, {}),
         "long, judged": (22, {}),
-        "long, kept": (33, {"unfaithful": 17}),  # 22 names, a building, 7 that are no animal, ...
+        "long, kept": (
+            33,
+            {"unfaithful": 17},
+        ),  # 22 names, a building, 7 that are no animal, 2 sums, 4 discs again
     }
     assert result["records"] == 8 + 10 + 33
     assert asked(knowing) == {"Screened": 68, "Short": 53, "Long": 50, "Fidelity": 45}
@@ -188,13 +191,15 @@ def _tells_its_path(rows):
     assert one(source="signs", response="OPEN") == (
         ["bypass"], "What does the sign say? Answer briefly.", "OPEN", "OPEN",
     )  # fmt: skip
-    assert one(source="counting", response_original="4") == (
+    assert one(source="counting", cot_level="short") == (
         ["short, rule"], "How many discs are there?", "I see.\n\n4", "4",
     )  # fmt: skip
-    assert one(source="counting", response_original="3") == (
+    assert one(source="counting", cot_level="long") == (
         ["short, rule", "long, rule"], "How many discs are there?",
-        "<think>\nHm. Well.\n</think>\n\nthree", "3",
+        "<think>\nHm. Well.\n</think>\n\nfour", "4",
     )  # fmt: skip
+    short, long = (rows.filter(source="counting", cot_level=level) for level in ("short", "long"))
+    assert long["of"].to_list() == short["sample_id"].to_list()
     assert one(source="sums")[0] == ["long, rule"]
     assert one(source="naming")[0] == ["short, judge", "long, judge"]
     assert one(source="odd")[0] == ["short, judge"]

@@ -4,7 +4,6 @@ import polars as pl
 import pytest
 
 from infra import samples
-from infra.canonical import digest
 from infra.errors import PairmillError
 from tasks.compose_texts import Composition, compose_texts
 from tasks.join_samples import join_samples
@@ -47,13 +46,6 @@ def test_samples_are_parted_by_values(build, values, taken):
     assert ids(build, found.samples) == taken
     assert ids(build, found.others) == [name for name in "abc" if name not in taken]
     assert not found.drops.rows
-
-
-def test_copies_go_beside_the_samples(build):
-    given = sampled(build, source=["web", "book"])
-    found = route_samples(build, given, Route("source", ("web",), copies="long"))
-    assert ids(build, found.samples) == [digest(["a", "long"])]
-    assert ids(build, found.others) == ["a", "b"]
 
 
 def test_ways_meet_with_their_paths(build):
