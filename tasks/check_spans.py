@@ -64,8 +64,8 @@ def plain(text: str) -> str:
 
 
 def holds(text: str, span: str) -> bool:
-    """Whether a span stands in a text, at the edges of words."""
-    at = text.find(span) if span else -1
+    """Whether a span, in which there is a letter or digit, stands in a text at edges of words."""
+    at = text.find(span) if any(map(str.isalnum, span)) else -1
     while at >= 0:
         end = at + len(span)
         if not _within(text[at - 1 : at + 1]) and not _within(text[end - 1 : end + 1]):

@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from infra.sample_files import lines, llava, regions
+from infra.sample_files import captions_and_pairs, lines, llava, regions
 
 QA = {"sample_id": "s", "image_id": "i", "key": "a/b.jpg", "split": "train",
       "instruction": "What?", "response": "This: ü"}  # fmt: skip
@@ -77,3 +77,47 @@ def test_no_caption_puts_a_place_for_a_picture_into_a_conversation(said):
 def test_no_records_make_no_files():
     empty = pl.DataFrame(schema=dict.fromkeys(QA, pl.String))
     assert [list(form(empty)) for form in (llava, lines, regions)] == [[], [], []]
+
+
+CAPTION = {"sample_id": "c", "key": "pictures.tar", "member": "a.jpg", "split": "train", "of": None,
+           "caption": None, "caption_enriched": "A sign.", "caption_origin": "model", "ocr": "STOP",
+           "ocr_origin": "imported"}  # fmt: skip
+NLL = {
+    f"{name}_nll": [3_000_000, 4_000_000] for name in ("ifd_e", "ifd_s", "vfd_e", "vfd_s", "ffd")
+}
+PAIR = {**CAPTION, **NLL, **{name.removesuffix("_nll"): 750_000 for name in NLL},
+        "of": "c", "q_e": "What?", "a_e": "STOP", "q_s": "Why?", "a_s": "See <image>."}  # fmt: skip
+
+
+def test_pairs_of_a_caption_are_one_conversation_with_scores_by_turn():
+    pairs = [{**PAIR, "sample_id": f"p{at}", "part": at, "a_e": f"{at}"} for at in (1, 0)]
+    files = dict(captions_and_pairs(pl.DataFrame([CAPTION, *pairs], infer_schema_length=None)))
+    [caption] = map(json.loads, files["captions/train.jsonl"].splitlines())
+    assert (caption["id"], caption["image"], caption["caption"]) == (
+        "c",
+        "pictures.tar::a.jpg",
+        None,
+    )
+    [talk] = json.loads(files["llava/train.json"])
+    texts = [turn["value"] for turn in talk["conversations"]]
+    assert texts == [
+        "<image>\nWhat?",
+        "0",
+        "Why?",
+        "See image.",
+        "What?",
+        "1",
+        "Why?",
+        "See image.",
+    ]
+    scores = [json.loads(line) for line in files["scores/train.jsonl"].splitlines()]
+    assert [(line["id"], line["qa_id"], line["sample_id"]) for line in scores] == [
+        ("c", 0, "p0"), ("c", 2, "p0"), ("c", 4, "p1"), ("c", 6, "p1")
+    ]  # fmt: skip
+    assert [line.get("ffd_score") for line in scores] == [None, [3.0, 4.0, 0.75]] * 2
+
+
+def test_captions_without_pairs_are_files_too():
+    only = pl.DataFrame([{**CAPTION, "part": None, **dict.fromkeys(NLL)}])
+    files = dict(captions_and_pairs(only))
+    assert json.loads(files["llava/train.json"]) == [] and not files["scores/train.jsonl"]

@@ -18,7 +18,7 @@ def test_a_quotation_may_differ_in_case_blanks_and_form(span):
     assert holds(plain(SIGN), plain(span))
 
 
-@pytest.mark.parametrize("span", ["12", "11", "Caf", "pen", "9:3", "January 1", "open on", ""])
+@pytest.mark.parametrize("span", ["12", "11", "Caf", "pen", "9:3", "January 1", "open on", "", "-"])
 def test_parts_of_words_and_other_orders_are_none(span):
     assert not holds(plain(SIGN), plain(span))
 
