@@ -14,8 +14,7 @@ WIDTH, HEIGHT = 1512, 1008  # 1,944 tokens of 28 x 28
 SIGN, INK = (255, 221, 51), (16, 16, 16)
 WORDS = (
     "BAKERY", "PHARMACY", "LIBRARY", "MUSEUM", "FLOWERS", "GARAGE", "TAILOR", "BUTCHER", "BOOKS",
-    "COFFEE", "TICKETS", "POLICE", "THEATRE", "GALLERY", "HARBOUR", "OPTICIAN", "FISHMONGER",
-    "CLOCKMAKER", "BARBER", "HOTEL", "SCHOOL",
+    "COFFEE", "TICKETS", "POLICE", "THEATRE", "GALLERY",
 )  # fmt: skip
 SIZES = (7, 13, 17, 24, 34, 46, 90)  # pixels of the font; they take turns
 WALLS = ((178, 92, 74), (196, 174, 150), (120, 134, 150), (150, 110, 140), (98, 128, 104))
