@@ -19,15 +19,17 @@ class Captioned(BaseModel):
     recaption: str
 
 
+class Captioner(ModelParams):
+    """The captioner, asked greedily as the paper's LLaVA-1.5-LLaMA3-8B; its README says so."""
+
+    max_tokens: int = Field(128, ge=1, description="Tokens a caption may have, as the README.")
+
+
 class RecapConfig(RecipeConfig):
     """Recap-DataComp-1B."""
 
     name = "recap"
-    model: ModelParams = Field(
-        ModelParams(max_tokens=128),
-        description="Asked greedily for at most 128 tokens, as the paper's LLaVA-1.5-LLaMA3-8B;"
-        " its README gives both.",
-    )
+    model: Captioner = Captioner()
     least_characters: int = Field(
         20, ge=1, description="Shorter captions are dropped. Our own default: the paper has none."
     )

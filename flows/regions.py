@@ -45,17 +45,22 @@ AROUND = Question(
 )  # fmt: skip
 
 
+class Captioner(ModelParams):
+    """The model that is asked all questions."""
+
+    max_tokens: int = Field(
+        256, ge=1, description="Tokens an answer may have. Not given in the source; our own"
+        " default, because captions of regions have 87 words on average (notes on the paper).",
+    )  # fmt: skip
+
+
 class RegionsConfig(RecipeConfig):
     """RegionGPT. The paper's own pipeline is not released; its numbers come from notes on it."""
 
     name = "regions"
     records: ImportParams = Field(description="Files with the boxes.")
     crop: CropParams = CropParams()
-    model: ModelParams = Field(
-        ModelParams(max_tokens=256),
-        description="Asked all questions. Tokens: not given in the source; our own default, because"
-        " the paper's captions of regions have 87 words on average (notes on the paper).",
-    )
+    model: Captioner = Captioner()
     score: ScoreParams = ScoreParams()
     clip_min: float | None = Field(
         None, ge=-1, le=1, description="Least cosine of crop and caption. The paper's is not given"

@@ -69,7 +69,11 @@ class AskParams(BaseModel):
     def model(self) -> str:
         """The model as requests name it."""
         model = self.local or self.endpoint
-        assert model is not None
+        if model is None:
+            raise ConfigError(
+                "the config names no model to ask; give its section an `endpoint` (url, model), or"
+                " a `local` model (name)"
+            )
         return model.model
 
     @property

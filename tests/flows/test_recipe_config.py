@@ -1,12 +1,18 @@
 """Sections of a recipe's config that name models: where their files lie, and what is published."""
 
+from pathlib import Path
+
+import pytest
 import yaml
 
 from flows.config import load_config
 from flows.recap import RecapConfig
+from infra.errors import ConfigError
 from infra.local_mllm import LocalModel
 from tasks.ask_model import ModelParams
 from tests.recipes import write_config
+
+ROOT = Path(__file__).parents[2]
 
 
 class SecondOpinion(RecapConfig):
@@ -27,3 +33,13 @@ def test_a_model_in_process_lies_beside_the_config_and_is_published_without_plac
         assert shown["model"] == "tiny"
         assert shown.keys().isdisjoint({"endpoint", "local", "budget"})
     assert str(tmp_path) not in repr(both.published())
+
+
+@pytest.mark.parametrize(("recipe", "tokens"), [("recap", 128), ("regions", 256)])
+def test_a_config_that_names_its_endpoint_keeps_the_settings_of_the_recipe(recipe, tokens):
+    assert load_config(ROOT / f"sample/recipes/{recipe}.yaml").model.max_tokens == tokens
+
+
+def test_a_model_that_is_not_named_is_told_in_one_line():
+    with pytest.raises(ConfigError, match="names no model to ask; give its section an `endpoint`"):
+        _ = ModelParams().model
