@@ -122,6 +122,8 @@ def regions(rows: pl.DataFrame) -> Files:
     same from 0 to 1. `coco/<split>.json` has images, annotations (bbox: left, top, width, height)
     and categories.
     """
+    if "member" in rows.columns:
+        rows = rows.with_columns(corpus.object_ids(rows).alias("key"))
     for split, part in _splits(rows):
         said = [_region(row) for row in part.iter_rows(named=True)]
         yield f"conversations/{split}.json", _json(said)

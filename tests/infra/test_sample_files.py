@@ -5,6 +5,7 @@ import json
 import polars as pl
 import pytest
 
+from infra.corpus import object_id
 from infra.sample_files import captions_and_pairs, lines, llava, regions
 
 QA = {"sample_id": "s", "image_id": "i", "key": "a/b.jpg", "split": "train",
@@ -72,6 +73,13 @@ def test_no_caption_puts_a_place_for_a_picture_into_a_conversation(said):
     text = "".join(turn["value"] for turn in entry["conversations"])
     assert text.count("<image>") == 1 and text.count("<region>") == len(entry["boxes"]) == 3
     assert "<image_1>" not in text and "</region>" not in text
+
+
+def test_a_picture_in_a_container_is_named_by_its_place_in_it():
+    inside = {**REGION, "key": "a.tar", "member": "x/1.jpg"}
+    files = read(regions, inside)
+    assert files["conversations/train.json"][0]["image"] == object_id("a.tar", "x/1.jpg")
+    assert files["coco/train.json"]["images"][0]["file_name"] == object_id("a.tar", "x/1.jpg")
 
 
 def test_no_records_make_no_files():
