@@ -12,6 +12,7 @@ import yaml
 
 from flows.cli import app
 from flows.config import parse_config
+from flows.recipe import discover
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,6 +58,11 @@ def slugs(page: Path) -> set[str]:
 def test_the_configuration_page_is_fresh() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert generate["PAGE"].read_text("utf-8") == generate["page"](), "run `make docs`"
+
+
+def test_every_recipe_stands_on_the_page_of_recipes() -> None:
+    table = (ROOT / "docs" / "recipes.md").read_text("utf-8").partition("\n## ")[0]
+    assert [recipe.name for recipe in discover() if f"`{recipe.name}`" not in table] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
