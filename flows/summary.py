@@ -171,6 +171,7 @@ def summary(build: Build, version: Version) -> dict[str, Any]:
         "report": version.report,
         "fates": {fate: fates.get(fate, 0) for fate in OBJECT_FATES},
         "pairs": version.counts["pairs"],
+        "samples": sum(version.counts["fates"].get("sample", {}).values()),
         "records": version.counts["records"],
         "work": {name: build.work[name] for name in WORK},
         "cost": costs(build),
@@ -223,9 +224,11 @@ def outcome(result: Mapping[str, Any]) -> str:
         named = f"version {result['version']}" if result["version"] else "no version yet"
         return f"nothing published, latest is {named}: {waits}; the next build goes on"
     said = "published" if result["fresh"] else "nothing new: still"
+    samples = result.get("samples")
+    of = f"{samples} samples" if samples else f"{result['pairs']} pairs mined"
     return (
         f"{said} {'partial ' if pending else ''}version {result['version']} "
-        f"({result['digest'][:12]}), {result['pairs']} pairs mined, {result['records']} records"
+        f"({result['digest'][:12]}), {of}, {result['records']} records"
         f"{f'; {waits}' if waits else ''}"
     )
 

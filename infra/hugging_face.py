@@ -42,12 +42,21 @@ def card_metadata(manifest: Mapping[str, Any], title: str) -> str:
     data = {
         "pretty_name": plain(title, 200),
         **licence(counts["licences"]),
-        "task_categories": ["image-feature-extraction", "image-to-image"],
-        "tags": ["pairmill", "megapairs", "composed-image-retrieval", "multimodal-embedding"],
+        **_kind(manifest.get("recipe")),
         "size_categories": [_size(counts["records"])],
         "configs": configs,
     }
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1_000)
+
+
+def _kind(recipe: str | None) -> dict[str, list[str]]:
+    """Tasks and tags: those of pairs, or of what a recipe over samples makes."""
+    if recipe:
+        return {"task_categories": ["image-text-to-text"], "tags": ["pairmill", recipe]}
+    return {
+        "task_categories": ["image-feature-extraction", "image-to-image"],
+        "tags": ["pairmill", "megapairs", "composed-image-retrieval", "multimodal-embedding"],
+    }
 
 
 def licence(names: Iterable[str]) -> dict[str, str]:

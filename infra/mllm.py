@@ -683,7 +683,8 @@ async def _messages(client: Client, request: Request, form: Format) -> list[Any]
     parts: list[dict[str, Any]] = []
     for picture in request.pictures:
         url = await _data_url(client, picture.image_id)
-        parts.append({"type": "text", "text": f"{picture.name}:"})
+        if picture.name:
+            parts.append({"type": "text", "text": f"{picture.name}:"})
         parts.append({"type": "image_url", "image_url": {"url": url}})
     parts.append({"type": "text", "text": text})
     turns = [{"role": role, "content": text} for role, text in request.turns]

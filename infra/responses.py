@@ -189,12 +189,12 @@ class Responses(View):
         # A number is used once: a write that failed may have been done all the same.
         self._number += 1
         segment = Segment(f"{SEGMENTS}{self.lease.epoch:08d}-{self._number:08d}.jsonl", answers)
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             await asyncio.to_thread(self._write, segment)
             self._segments.append(segment)
             self._recent |= {stored.key: stored for stored in answers}
-        except Exception as failure:  # every `add` that waits raises it
+        except BaseException as failure:  # every `add` that waits raises it
             error = failure
         for stored in answers:
             _, future = self._waiting.pop(stored.key)
@@ -203,6 +203,8 @@ class Responses(View):
                 future.exception()  # whoever waited may have been cancelled
             else:
                 future.set_result(stored)
+        if error and not isinstance(error, Exception):
+            raise error
 
     def _write(self, segment: Segment) -> None:
         self.lease.check()
