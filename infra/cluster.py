@@ -456,22 +456,33 @@ def _worker_config(threads: str) -> dict[str, Any]:
     }
 
 
+# As it was before any cluster: a nanny that starts a worker anew changes it long afterwards.
+_ENVIRONMENT = {
+    name: os.environ.get(name)
+    for name in ("MALLOC_TRIM_THRESHOLD_", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED")
+}
+
+
 @contextmanager
 def _kept_environment() -> Iterator[None]:
     """Undo what a nanny leaves in this process when it starts a worker.
 
-    Otherwise FAISS or PyTorch, imported here later, would run on a worker's share of the cores.
+    Otherwise FAISS or PyTorch, imported here later, would run on a worker's share of the cores, and
+    the next cluster's workers on that of this one.
     """
-    names = ("MALLOC_TRIM_THRESHOLD_", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED")
-    before = {name: os.environ.get(name) for name in names}
+    _restore_environment()
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _restore_environment()
+
+
+def _restore_environment() -> None:
+    for name, value in _ENVIRONMENT.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _check_address(params: ClusterParams) -> None:

@@ -135,6 +135,15 @@ def test_workers_share_the_cores_and_the_driver_keeps_its_own(pool):
         assert environment("OPENBLAS_NUM_THREADS") == before
 
 
+def test_what_an_earlier_cluster_left_in_the_environment_binds_no_later_one(monkeypatch):
+    from dask.system import CPU_COUNT
+
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    with open_pool(ClusterParams(workers=1)) as fresh:
+        [(_, threads)] = fresh.map(environment, ["OPENBLAS_NUM_THREADS"])
+    assert threads == str(CPU_COUNT)
+
+
 def test_threads_run_in_this_process():
     with open_pool(ClusterParams(kind="threads", workers=1)) as threads:
         [(_, name)] = threads.map(lambda _: threading.current_thread().name, [0])
