@@ -11,6 +11,7 @@ from pathlib import Path
 import dask
 import pytest
 
+from infra import cluster
 from infra.cluster import ClusterParams, Crash, open_pool
 from infra.errors import ConfigError, PairmillError
 
@@ -127,12 +128,12 @@ def poisoned_text(shard: str, poison: str) -> str:
 def test_workers_share_the_cores_and_the_driver_keeps_its_own(pool):
     from dask.system import CPU_COUNT
 
-    before = environment("OPENBLAS_NUM_THREADS")
     names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
     share = str(max(1, CPU_COUNT // 2))
     with open_pool(ClusterParams(workers=2)) as fresh:
         assert dict(fresh.map(environment, names)) == dict.fromkeys(names, share)
-        assert environment("OPENBLAS_NUM_THREADS") == before
+        own = cluster._ENVIRONMENT["OPENBLAS_NUM_THREADS"]
+        assert environment("OPENBLAS_NUM_THREADS") == own
 
 
 def test_what_an_earlier_cluster_left_in_the_environment_binds_no_later_one(monkeypatch):
