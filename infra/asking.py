@@ -17,11 +17,12 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import budget, lease, mllm, responses, tables
+from infra import budget, lease, mllm, responses
 from infra.batches import Batches, Line, discounted, line_of
 from infra.budget import NANO, Amount, Budget, OverBudget, Prices, Spending
 from infra.build import Build
 from infra.errors import ConfigError
+from infra.ledger import unless_dropped_by
 from infra.local_mllm import InProcess, LocalModel
 from infra.mllm import CallFailed, Endpoint, EndpointUnavailable, Request, Response, Unanswered
 from infra.pace import Lane, Lanes
@@ -123,10 +124,7 @@ def ask_all(
     return asyncio.run(_ask_all(build, stage, items, work, params, images, calls)) if items else []
 
 
-def none_waits(found: Any, build: Build) -> bool:
-    """Whether no row of a stage's `drops` waits for an answer, so that its result is final."""
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return not {*mllm.PENDING}.intersection(rules)
+none_waits = unless_dropped_by(*mllm.PENDING)
 
 
 class Noted:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from itertools import chain, islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 PACKAGES = ("flows", "tasks", "infra")
 CONNECT_SECONDS = 60
@@ -114,6 +116,12 @@ class Pool(Protocol):
         An exception in `fn` is raised here at once, and what is still in flight is dropped.
         """
         ...
+
+
+def halves(shard: tuple[Item, ...]) -> list[tuple[Item, ...]]:
+    """For `split`: the halves of a shard, or itself where it holds one thing."""
+    half = (len(shard) + 1) // 2
+    return [shard[:half], shard[half:]] if shard[half:] else [shard]
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """The judge: a model that gives a second opinion, asked about a fair draw of pairs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from infra import mllm
+from infra import mllm, tables
 from infra.asking import AskParams
 from infra.budget import Budget
+from infra.build import Build
 from infra.canonical import settings
 from infra.local_mllm import LocalModel
 from infra.mllm import Picture, Request
+from infra.schema import SCHEMAS
+from infra.tables import Table
 
 PENDING = mllm.PENDING
 
@@ -78,6 +82,24 @@ class Judge(BaseModel):
             seed=self.model.seed,
             about=tuple(about),
         )
+
+
+def captions_of(build: Build, eligible: Table) -> dict[str, str]:
+    """The caption that each image uses, by their ids."""
+    rows = tables.frame(build.store, eligible, ["image_id", "caption_id"])
+    return dict(rows.drop_nulls().iter_rows())
+
+
+def carried(build: Build, name: str, before: Table | None, asked: Iterable[str]) -> pl.DataFrame:
+    """Rows of an earlier build that answer questions of today; none that waited for an answer.
+
+    `name` is that of their schema, `asked` tells questions apart.
+    """
+    if before is None:
+        return pl.DataFrame(SCHEMAS[name].empty_table())
+    today = pl.DataFrame({"asked": list(asked)}, {"asked": pl.String})
+    waited = pl.col("reason").is_in(PENDING).fill_null(False)
+    return tables.frame(build.store, before).join(today, on="asked", how="semi").filter(~waited)
 
 
 def drawn(what: str, name: str, share: float) -> bool:

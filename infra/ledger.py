@@ -146,6 +146,18 @@ def family(name: str, version: int, params: Any) -> str:
     return digest({"stage": name, "version": version, "params": settings(_plain(params))})[:20]
 
 
+def unless_dropped_by(*rules: str) -> Callable[[Any, Any], bool]:
+    """For `is_final`: whether no row of a stage's `drops` has one of these rules, which the next
+    build may not meet.
+    """
+
+    def is_final(outputs: Any, build: Any) -> bool:
+        found = tables.read(build.store, outputs.drops, ["rule"])["rule"].to_pylist()
+        return not {*rules}.intersection(found)
+
+    return is_final
+
+
 def stage(
     version: int,
     reads: Mapping[str, Sequence[str]],

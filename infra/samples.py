@@ -36,19 +36,7 @@ def sample_id(image_id: str, content: Mapping[str, Any]) -> str:
 def write(store: Store, frame: pl.DataFrame, name: str = "samples") -> Table:
     """Write samples sorted by id, their columns kept also where there are no rows."""
     arrow = frame.sort("sample_id").to_arrow(compat_level=pl.CompatLevel.oldest())
-    plain = arrow.cast(pa.schema([pa.field(f.name, _plain(f.type)) for f in arrow.schema]))
-    if not plain.num_rows:
-        return Table(name, (tables.write_shard(store, plain),))
-    return tables.write(store, name, plain, SHARD_ROWS)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Types as every Parquet reader knows them, without 64-bit offsets and string views."""
-    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(f.name, _plain(f.type)) for f in kind])
-    return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+    return tables.write_published(store, name, arrow, SHARD_ROWS)
 
 
 def columns_of(answer: type[BaseModel]) -> dict[str, Any]:

@@ -118,6 +118,25 @@ def write_frame(store: Store, name: str, frame: pl.DataFrame) -> Table:
     return write(store, name, frame.select(schema.names).to_arrow().cast(schema))
 
 
+def write_published(store: Store, name: str, rows: pa.Table, shard_rows: int) -> Table:
+    """Write rows that readers of Parquet are given: in types that all of them know, and with their
+    columns also where there are no rows.
+    """
+    rows = rows.cast(pa.schema([pa.field(f.name, _plain(f.type)) for f in rows.schema]))
+    if not rows.num_rows:
+        return Table(name, (write_shard(store, rows),))
+    return write(store, name, rows, shard_rows)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Types as every Parquet reader knows them, without 64-bit offsets and string views."""
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _plain(f.type)) for f in kind])
+    return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+
+
 def shards(store: Store, table: Table, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the table shard by shard. Raises PairmillError for a missing or damaged shard."""
     for shard in table.shards:

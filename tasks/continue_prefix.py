@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra import samples, tables
 from infra.build import Build
 from infra.canonical import digest, settings
-from infra.cluster import Crash
-from infra.ledger import Ledger, stage
+from infra.cluster import Crash, halves
+from infra.ledger import Ledger, stage, unless_dropped_by
 from infra.local_mllm import LocalModel, Prompt, Sampling, Shown, continue_from
 from infra.mllm import Response
 from infra.pictures import Prepared
@@ -77,17 +77,11 @@ def meaning(params: ContinueParams) -> Any:
     return settings({**drawn, "model": params.local.model})
 
 
-def is_final(found: Continued, build: Build) -> bool:
-    """Whether no sample was lost to a crash, which another build may not meet."""
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return "crashed_model" not in rules
-
-
 @stage(
     version=1,
     reads={"given": tables.ALL},
     meaning=meaning,
-    is_final=is_final,
+    is_final=unless_dropped_by("crashed_model"),
     starts_from=("given", "sample_id"),
 )
 def continue_prefix(
@@ -152,7 +146,7 @@ def _run(
     crashed: dict[str, str] = {}
     work = partial(go_on, build.store, params)
     for shard, result in build.pool.map(
-        work, shards, split=_halves, resources=params.local.resources
+        work, shards, split=halves, resources=params.local.resources
     ):
         if isinstance(result, Crash):
             crashed |= {item.image_id: result.reason[:200] for item in shard}
@@ -161,11 +155,6 @@ def _run(
             build.work["texts_written"] += len(shard) if result["fresh"] else 0
         build.progress("continue_prefix", len(texts) + len(crashed), len(wanted))
     return texts, crashed
-
-
-def _halves(shard: tuple[Item, ...]) -> list[tuple[Item, ...]]:
-    half = (len(shard) + 1) // 2
-    return [shard[:half], shard[half:]] if shard[half:] else [shard]
 
 
 # On a worker ---------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from infra.ledger import stage
 from infra.mllm import Flawed, Picture
 from infra.pictures import Prepared
 from infra.prompting import Prompts, enclosed
-from infra.schema import SCHEMAS
 from infra.tables import Table
 
 VERSION = 1
@@ -146,7 +145,9 @@ def judge_labels(
     never answered.
     """
     every = _questions(build, pairs, labels, eligible, params.share)
-    verdicts = _carried(build, every, before)
+    verdicts = judging.carried(
+        build, "verdicts", before and before.verdicts, (q.asked for q in every)
+    )
     answered = set(verdicts["pair_id"])
     new = [question for question in every if question.pair_id not in answered]
     found = pl.DataFrame(_asked(build, "judge_labels", new, objects, params), verdicts.schema)
@@ -167,9 +168,7 @@ def _questions(
     rows = tables.frame(build.store, labels, ["pair_id", "instructions"]).join(
         tables.frame(build.store, pairs, ["pair_id", "query", "target"]), on="pair_id", how="inner"
     )
-    caption = dict(
-        tables.frame(build.store, eligible, ["image_id", "caption_id"]).drop_nulls().iter_rows()
-    )
+    caption = judging.captions_of(build, eligible)
     found = []
     for pair_id, texts, query, target in rows.sort("query", "target").iter_rows():
         if judging.drawn("judge", pair_id, share):
@@ -181,17 +180,6 @@ def _questions(
 
 def _asks(pair_id: str, instructions: Sequence[str]) -> str:
     return digest([pair_id, *instructions])
-
-
-def _carried(build: Build, every: Sequence[Question], before: Judged | None) -> pl.DataFrame:
-    """Verdicts from an earlier build on the questions of today."""
-    if before is None:
-        return pl.DataFrame(SCHEMAS["verdicts"].empty_table())
-    today = pl.DataFrame({"asked": [question.asked for question in every]}, {"asked": pl.String})
-    old = tables.frame(build.store, before.verdicts)
-    return old.join(today, on="asked", how="semi").filter(
-        ~pl.col("reason").is_in(PENDING) | (pl.col("number") > 0)
-    )
 
 
 def _asked(

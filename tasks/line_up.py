@@ -25,7 +25,6 @@ from infra.ledger import stage
 from infra.mllm import Flawed, Picture
 from infra.pictures import Prepared
 from infra.prompting import Prompts, enclosed
-from infra.schema import SCHEMAS
 from infra.tables import Table
 
 VERSION = 1
@@ -138,7 +137,7 @@ def line_up(
     is a negative of every pair and no candidate. A pair without other negatives passes.
     """
     every = _questions(build, pairs, labels, eligible, params)
-    found = _carried(build, every, before)
+    found = judging.carried(build, "line_ups", before and before.line_ups, (q.asked for q in every))
     answered = set(found["pair_id"])
     new = [question for question in every if question.pair_id not in answered]
     in_order = [image for q in new for image in (q.query, *q.candidates)]
@@ -173,9 +172,7 @@ def _questions(
         on="pair_id",
         how="inner",
     )
-    caption = dict(
-        tables.frame(build.store, eligible, ["image_id", "caption_id"]).drop_nulls().iter_rows()
-    )
+    caption = judging.captions_of(build, eligible)
     found = []
     for row in rows.sort("query", "target").iter_rows(named=True):
         pair_id, query, target = row["pair_id"], row["query"], row["target"]
@@ -192,17 +189,6 @@ def _questions(
 def in_hash_order(pair_id: str, images: Sequence[str]) -> tuple[str, ...]:
     """Images in an order that says nothing of them, the same every time."""
     return tuple(sorted(images, key=lambda image: sha256(f"{pair_id} {image}".encode()).digest()))
-
-
-def _carried(build: Build, every: Sequence[Question], before: LinedUp | None) -> pl.DataFrame:
-    """What was said in an earlier build to the questions of today."""
-    if before is None:
-        return pl.DataFrame(SCHEMAS["line_ups"].empty_table())
-    today = pl.DataFrame({"asked": [question.asked for question in every]}, {"asked": pl.String})
-    old = tables.frame(build.store, before.line_ups)
-    return old.join(today, on="asked", how="semi").filter(
-        ~pl.col("reason").is_in(PENDING) | pl.col("reason").is_null()
-    )
 
 
 async def ask_about(ask: mllm.Ask, question: Question, params: Judge) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import polars as pl
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -105,20 +104,9 @@ def _write(build: Build, rows: pl.DataFrame) -> Table:
         "query_caption", "target_caption", "query_key", "query_member", "target_key",
         "target_member", "query_licence", "target_licence", "licence", "labeller", "model", "split",
     ]  # fmt: skip
-    arrow = rows.select(ordered).to_arrow()
-    plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in arrow.schema])
-    if not arrow.num_rows:  # readers need the columns of no records as well
-        return Table("records", (tables.write_shard(build.store, arrow.cast(plain)),))
-    return tables.write(build.store, "records", arrow.cast(plain), SHARD_ROWS)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Types as every Parquet reader knows them, without 64-bit offsets and string views."""
-    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(f.name, _plain(f.type)) for f in kind])
-    return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+    return tables.write_published(
+        build.store, "records", rows.select(ordered).to_arrow(), SHARD_ROWS
+    )
 
 
 def splits(

@@ -20,9 +20,9 @@ from infra.attention_heads import Chosen, Mode, heads_of
 from infra.attention_maps import UNIT, mean_map, stored
 from infra.build import Build
 from infra.canonical import digest, settings
-from infra.cluster import Crash
+from infra.cluster import Crash, halves
 from infra.corpus import Source
-from infra.ledger import Ledger, stage
+from infra.ledger import Ledger, stage, unless_dropped_by
 from infra.local_mllm import LocalModel, Prompt, Shown, load
 from infra.local_probes import Looks, attention
 from infra.schema import SCHEMAS
@@ -106,17 +106,11 @@ def meaning(params: MapParams) -> Any:
     return settings({**about, "model": params.local.model})
 
 
-def is_final(found: Mapped, build: Build) -> bool:
-    """Whether no sample was lost to a crash, which another build may not meet."""
-    rules = tables.read(build.store, found.drops, ["rule"])["rule"].to_pylist()
-    return "crashed_model" not in rules
-
-
 @stage(
     version=1,
     reads={"given": tables.ALL},
     meaning=meaning,
-    is_final=is_final,
+    is_final=unless_dropped_by("crashed_model"),
     starts_from=("given", "sample_id"),
 )
 def map_attention(
@@ -199,7 +193,7 @@ def _run(
     total, done = sum(map(len, shards)), 0
     work = partial(look, job)
     for part, result in build.pool.map(
-        work, shards, split=_halves, resources=job.params.local.resources
+        work, shards, split=halves, resources=job.params.local.resources
     ):
         done += len(part)
         build.progress("map_attention", done, total)
@@ -209,11 +203,6 @@ def _run(
             written.append(Shard(*result))
             build.work["maps_made"] += len(part)
     return sorted(written), crashed
-
-
-def _halves(part: tuple[Look, ...]) -> list[tuple[Look, ...]]:
-    half = (len(part) + 1) // 2
-    return [part[:half], part[half:]] if part[half:] else [part]
 
 
 def _said(store: Store, maps: Table) -> pl.DataFrame:
