@@ -468,15 +468,13 @@ def _negatives(version: Version, row: Row) -> Iterator[Line]:
         if image_id == row["query"]:
             yield label, f"{version.name(image_id)}: the query itself"
             continue
-        against = ", ".join(
-            f"{space} {_cosine(found[image_id])}"
-            for space, found in scores.items()
-            if image_id in found
-        )
+        found = {space: of[image_id] for space, of in scores.items() if image_id in of}
+        against = ", ".join(f"{space} {_cosine(score)}" for space, score in found.items())
+        low = all(score < version.bands[space]["low"] for space, score in found.items())
         listed = "; ".join(places.get(image_id, ["in the query's lists"]))
         yield label, f"{version.name(image_id)}: {listed}"
         if against:
-            yield "", f"  below every band against the target: {against}"
+            yield "", f"  {'below every band ' * low}against the target: {against}"
 
 
 def _no_pair(version: Version, query: str, target: str) -> Iterator[Line]:

@@ -4,7 +4,7 @@ Images are rows in order of id; -1 stands for none.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +58,20 @@ class Judged(NamedTuple):
 
 
 def targets(spaces: Sequence[Space], queries: slice, most: int) -> tuple[Rows, Rows]:
-    """Query and target of every pair: spaces in turn, each its best unused one in the band."""
+    """Query and target of every pair: the first images of each query's retrieved set."""
+    chosen = retrieved(spaces, queries, most)
+    query, place = np.nonzero(chosen >= 0)
+    return query + (queries.start or 0), chosen[query, place]
+
+
+def retrieved(spaces: Sequence[Space], queries: slice, most: int) -> Rows:
+    """The first `most` images in the bands of each query, int64[q, most], -1 fills up.
+
+    Spaces in turn, each its best unused one in the band.
+    """
     lists = [space.neighbour[queries] for space in spaces]
     open_ = [_inside(space, queries) for space in spaces]
-    count, every = np.zeros(len(lists[0]), np.int64), np.arange(len(lists[0]))
+    count = np.zeros(len(lists[0]), np.int64)
     chosen = np.full((len(count), most), -1, np.int64)
     for _ in range(most):
         for mine, mask in zip(lists, open_, strict=True):
@@ -71,8 +81,19 @@ def targets(spaces: Sequence[Space], queries: slice, most: int) -> tuple[Rows, R
             count[lines] += 1
             for other, theirs in zip(lists, open_, strict=True):
                 theirs[lines] &= other[lines] != best[:, None]
-    query, place = np.nonzero(chosen >= 0)
-    return every[query] + (queries.start or 0), chosen[query, place]
+    return chosen
+
+
+def others_retrieved(
+    spaces: Sequence[Space], queries: slice, query: Rows, target: Rows, wanted: int
+) -> Ints:
+    """The first `wanted` images beside the target in the query's retrieved set, int32[p, wanted].
+
+    How MegaPairs draws hard negatives; none is compared with the target. `query` lies in `queries`.
+    """
+    line = retrieved(spaces, queries, wanted + 1)[query - (queries.start or 0)]
+    line[line == target[:, None]] = -1
+    return _to_the_front(line)[:, :wanted].astype(np.int32)
 
 
 def candidates(
@@ -98,7 +119,7 @@ def candidates(
     padded = [np.pad(f, ((0, 0), (0, width - f.shape[1])), constant_values=-1) for f in firsts]
     line: Ints = np.stack(padded, axis=2).reshape(len(queries), width * len(spaces))
     line[_related(spaces, queries, line) | _repeated(line)] = -1
-    return np.take_along_axis(line, np.argsort(line < 0, axis=1, kind="stable"), 1), whole
+    return _to_the_front(line), whole
 
 
 def judge(
@@ -197,6 +218,11 @@ def _judge(
         good, scored = _judged(spaces, query, target, pair, line[pair, column], margins)
         verdict[pair, column] = good
         computed += scored
+
+
+def _to_the_front(line: NDArray[np.integer]) -> NDArray[Any]:
+    """Each line with what is -1 moved behind the rest, whose order stays."""
+    return np.take_along_axis(line, np.argsort(line < 0, axis=1, kind="stable"), 1)
 
 
 def _inside(space: Space, queries: slice | Rows) -> Flags:

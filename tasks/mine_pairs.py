@@ -29,6 +29,13 @@ class PairParams(BaseModel):
     negatives: int = Field(
         5, ge=1, le=100, description="Hard negatives of a pair at most; the query itself is first."
     )
+    negatives_from: Literal["unrelated", "retrieved"] = Field(
+        "unrelated",
+        description="Where hard negatives come from after the query. `unrelated`: images of the"
+        " query's lists that are in no band of it and below every band against the target."
+        " `retrieved`: as MegaPairs, other images in the query's bands; none is compared with the"
+        " target, so more of them fit the instruction as well.",
+    )
     direction: Literal["both", "one"] = Field(
         "both", description="one: of a pair and its reverse, only that of the lesser id stays."
     )
@@ -88,9 +95,10 @@ def mine_pairs(
     """Pairs as in MegaPairs (Zhou et al. 2024, arXiv 2412.14475, section 3.1), one band a space.
 
     Targets are taken in turn over the spaces, the best unused one in the band first; a pair carries
-    its score in every space, and its rank where it is listed. Negatives: the query itself; then
-    images of the query's lists, spaces in turn, that are in no band of it and score below every
-    band's low end against the target. Raises PairmillError where a vector is missing.
+    its score in every space, and its rank where it is listed. Negatives: the query itself; then,
+    `unrelated`, images of the query's lists, spaces in turn, that are in no band of it and score
+    below every band's low end against the target, or, `retrieved`, those that would be its next
+    targets. Raises PairmillError where a vector is missing.
     """
     images = tables.frame(build.store, eligible, ["image_id", "caption_id"]).sort("image_id")
     spaces, bands = [], []
@@ -257,17 +265,30 @@ def _mined(
         ids[new] = pair_id(names[query[new]], names[target[new]])
     score, rank = _ties(build, spaces, query, target, met, past.score[at])
     cut = np.stack([space.cut for space in spaces], axis=1)[query]
-    same = (past.cut[at] == cut[met]).all(axis=1)
-    known = pairing.take(past.judged, at)
-    holds = np.flatnonzero(same & pairing.stands(known.margins, spaces))
-    known = pairing.put(
-        pairing.nothing_known(len(query), len(spaces)), met[holds], pairing.take(known, holds)
-    )
     wanted = params.negatives - 1
-    judged, computed = pairing.judge(spaces, query, target, known, wanted)
-    build.work["similarities_computed"] += computed
-    found = Found(ids, query, target, score, rank, pairing.chosen(judged, wanted))
+    if params.negatives_from == "retrieved":
+        judged = pairing.nothing_known(len(query), len(spaces))
+        negatives = pairing.others_retrieved(spaces, queries, query, target, wanted)
+    else:
+        same = (past.cut[at] == cut[met]).all(axis=1)
+        known = _recalled(spaces, len(query), met, pairing.take(past.judged, at), same)
+        judged, computed = pairing.judge(spaces, query, target, known, wanted)
+        build.work["similarities_computed"] += computed
+        negatives = pairing.chosen(judged, wanted)
+    found = Found(ids, query, target, score, rank, negatives)
     return found, _as_table(found, cut, judged)
+
+
+def _recalled(
+    spaces: list[Space], pairs: int, met: np.ndarray, known: Judged, same: np.ndarray
+) -> Judged:
+    """What is known of so many pairs: of those `met` before, what holds for the bands of today.
+
+    `same` bool[m] says whose lists are cut where they were.
+    """
+    holds = np.flatnonzero(same & pairing.stands(known.margins, spaces))
+    nothing = pairing.nothing_known(pairs, len(spaces))
+    return pairing.put(nothing, met[holds], pairing.take(known, holds))
 
 
 def _ties(

@@ -29,7 +29,9 @@ def test_the_papers_settings_are_one_window_and_no_filters(parsed):
     bands = {(s.band.unit, s.band.low, s.band.high) for s in config.spaces.values()}
     assert bands == {("cosine", 0.8, 0.96)}
     assert (config.dedup.near, config.clip_score.keep) == ("off", "all")
-    assert (config.pairs.negatives, config.labels.instructions) == (5, 3)
+    assert (config.pairs.negatives, config.pairs.negatives_from) == (5, "retrieved")
+    labels = config.labels
+    assert (labels.calls, labels.instructions, labels.show_captions) == ("two", 3, False)
 
 
 def test_what_the_config_says_holds(parsed):
@@ -45,6 +47,7 @@ def test_what_the_config_says_holds(parsed):
 def test_without_a_preset_defaults_are_ours(parsed):
     assert parsed() == parsed(preset="ours") == parsed(recipe="megapairs")
     assert parsed().spaces["image"].band.unit == "quantile"
+    assert parsed().pairs.negatives_from == "unrelated"
 
 
 def test_mistakes_are_told_under_a_preset_as_well(parsed):

@@ -52,11 +52,9 @@ def world() -> World:
     )
 
 
-SECTIONS = {
-    "neighbours": {"k": 5},
-    "pairs": {"targets": 2, "negatives": 3, "direction": "one"},
-    "split": {"validation": 0.3},
-}
+SECTIONS = {"neighbours": {"k": 5}, "split": {"validation": 0.3}}
+PAIRS = {"targets": 2, "negatives": 3, "direction": "one"}
+NEGATIVES = st.sampled_from(["unrelated", "retrieved"])
 IMAGE, CAPTION = st.integers(0, COUNT - 1), st.integers(0, CAPTIONS - 1)
 KEY = st.integers(0, 39).map("{:02}.png".format)
 
@@ -66,13 +64,13 @@ class Nights(RuleBasedStateMachine):
 
     dedup = "hash"
 
-    @initialize(seed=st.integers(0, 99))
-    def first(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 99), source=NEGATIVES)
+    def first(self, seed: int, source: str) -> None:
         rng = np.random.default_rng(seed)
         self.folder = Path(tempfile.mkdtemp())
         self.bucket = {f"{i:02}.png": int(rng.integers(COUNT)) for i in range(30)}
         self.captions = {i: {int(rng.integers(CAPTIONS))} for i in range(COUNT) if i % 5}
-        self.fraction = 0.9
+        self.fraction, self.negatives_from = 0.9, source
         self.build()
 
     @rule(key=KEY, image=IMAGE)
@@ -100,6 +98,10 @@ class Nights(RuleBasedStateMachine):
     def move_the_cut(self, fraction: float) -> None:
         self.fraction = fraction
 
+    @rule(source=NEGATIVES)
+    def draw_negatives_from(self, source: str) -> None:
+        self.negatives_from = source
+
     @rule()
     def build(self) -> None:
         whole = self.folder / "whole"
@@ -117,6 +119,7 @@ class Nights(RuleBasedStateMachine):
             dedup={"near": self.dedup, "model": "dino", "cosine": 0.9},
             clip_score={"fraction": self.fraction, "references": 8},
             **SECTIONS,
+            pairs={**PAIRS, "negatives_from": self.negatives_from},
         )
         build = new_build(folder)
         described = seen(
@@ -161,7 +164,7 @@ def test_delta_equals_full_over_long_histories(machine):
 def test_the_world_has_families_ties_and_flat_pictures():
     """Else the histories above would show little."""
     machine = Nights()
-    machine.first(0)
+    machine.first(0, "unrelated")
     machine.bucket = {f"{i:02}": i for i in range(COUNT)}
     ids = world().ids
     build = new_build(machine.folder / "all")
@@ -169,7 +172,7 @@ def test_the_world_has_families_ties_and_flat_pictures():
     linked = pl.DataFrame(
         {"image_id": ids, "caption_id": (world().captions["caption_id"].to_list() * 4)[:COUNT]}
     )
-    _, found = run(build, config_of(**SECTIONS), seen(build, world(), objects, linked))
+    _, found = run(build, config_of(**SECTIONS, pairs=PAIRS), seen(build, world(), objects, linked))
     dropped = found.deduplicate.drops.rows
     assert dropped >= FAMILIES * (MEMBERS - 1) - 2
     assert found.mine_pairs.pairs.rows > 20 and found.make_records.records.rows > 5

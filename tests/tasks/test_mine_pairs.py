@@ -143,6 +143,33 @@ def test_negatives_are_related_to_neither_query_nor_target(build):
     }
 
 
+def test_retrieved_negatives_are_the_other_images_in_the_bands(build):
+    mined = mine(build, EXAMPLE, BANDS, targets=2, negatives_from="retrieved")
+    assert {target: row["negatives"] for target, row in pairs_of(build, mined, "q").items()} == {
+        # The retrieved set of q: b, a, c, d. Only two of it become targets.
+        "b": ["q", "a", "c", "d"],
+        "a": ["q", "b", "c", "d"],
+    }
+    few = mine(build, EXAMPLE, BANDS, targets=9, negatives=3, negatives_from="retrieved")
+    assert {target: row["negatives"] for target, row in pairs_of(build, few, "q").items()} == {
+        "b": ["q", "a", "c"],
+        "a": ["q", "b", "c"],
+        "c": ["q", "b", "a"],
+        "d": ["q", "b", "a"],
+    }
+
+
+def test_retrieved_negatives_are_compared_with_no_target(build):
+    """b and c are twins: each is the other's false negative, and that is MegaPairs' way."""
+    images = {"q": angle(0), "b": angle(30), "c": angle(31)}
+    spaces = {"look": (*LOOK, "cosine", 0.8, 0.9)}
+    mined = mine(build, Corpus(images, {}, {}), spaces, negatives_from="retrieved")
+    assert pairs_of(build, mined)["q", "b"]["negatives"] == ["q", "c"]
+    assert pairs_of(build, mine(build, Corpus(images, {}, {}), spaces))["q", "b"]["negatives"] == [
+        "q"
+    ]
+
+
 @pytest.mark.parametrize(("most", "b"), [(1, ["q"]), (2, ["q", "e"]), (3, ["q", "e", "f"])])
 def test_the_query_is_the_first_of_at_most_h_negatives(build, most, b):
     mined = mine(build, EXAMPLE, BANDS, targets=9, negatives=most)
@@ -299,7 +326,8 @@ def test_corpora_without_pairs(build, images, unit):
 class Slow:
     """The rules of mining as they are written down, one image at a time."""
 
-    def __init__(self, corpus, spaces, k, targets, negatives, direction):
+    def __init__(self, corpus, spaces, k, targets, negatives, direction, negatives_from):
+        self.negatives_from = negatives_from
         self.names = list(spaces)
         self.vectors = {name: corpus.space(of) for name, (_, of, *_) in spaces.items()}
         self.lists = {name: lists_of(self.vectors[name], k) for name in spaces}
@@ -361,11 +389,14 @@ class Slow:
                 rank = listed.index(target) + 1 if target in listed else None
                 tie = {"space": name, "score": value, "rank": rank}
                 ties.append(tie | {"in_band": self.below_top(name, value)})
-        negatives = [query]
-        for candidate in self.candidates(query):
-            if len(negatives) < most and self.unrelated(query, target, candidate):
-                negatives.append(candidate)
-        return {"ties": ties, "negatives": negatives}
+        drawn = getattr(self, self.negatives_from)(query, target)
+        return {"ties": ties, "negatives": [query, *drawn][:most]}
+
+    def retrieved(self, query, target):
+        return [other for other in self.targets(query, most=None) if other != target]
+
+    def unrelated(self, query, target):
+        return [other for other in self.candidates(query) if self.is_good(query, target, other)]
 
     def candidates(self, query):
         outside = [
@@ -376,7 +407,7 @@ class Slow:
         in_turn = [line[n] for n in range(longest) for line in outside if n < len(line)]
         return list(dict.fromkeys(in_turn))
 
-    def unrelated(self, query, target, candidate):
+    def is_good(self, query, target, candidate):
         for name in self.names:
             if self.in_band(name, query, candidate):
                 return False
@@ -422,14 +453,16 @@ def rules(draw):
     st.integers(1, 4),
     st.integers(1, 5),
     st.sampled_from(["both", "one"]),
+    st.sampled_from(["unrelated", "retrieved"]),
     st.randoms(),
 )
 @settings(max_examples=40, deadline=None)
 def test_pairs_are_those_of_the_rules_in_any_order_of_rows(
-    tmp_path_factory, corpus, spaces, k, targets, negatives, direction, shuffler
+    tmp_path_factory, corpus, spaces, k, targets, negatives, direction, source, shuffler
 ):
     build = new_build(tmp_path_factory.mktemp("mine"))
     params = {"targets": targets, "negatives": negatives, "direction": direction}
+    params["negatives_from"] = source
     shuffle = lambda items: shuffler.sample(items, len(items))  # noqa: E731
     mined = mine(build, corpus, spaces, k, shuffle, **params)
     slow = Slow(corpus, spaces, k, **params)
@@ -460,10 +493,11 @@ def subset(corpus, images, captions):
     st.integers(1, 3),
     st.integers(1, 5),
     st.sampled_from(["both", "one"]),
+    st.sampled_from(["unrelated", "retrieved"]),
 )
 @settings(max_examples=30, deadline=None)
 def test_any_history_ends_at_the_pairs_of_its_set(
-    tmp_path_factory, seed, spaces, k, targets, negatives, direction
+    tmp_path_factory, seed, spaces, k, targets, negatives, direction, source
 ):
     rng = np.random.default_rng(seed)
     drawn = np.column_stack([1 + rng.integers(0, 2, 30), rng.integers(-2, 3, (30, 2))])
@@ -474,6 +508,7 @@ def test_any_history_ends_at_the_pairs_of_its_set(
     present = set(rng.choice(sorted(images), 20, replace=False).tolist())
     captions = dict(pool.captions)
     params = {"targets": targets, "negatives": negatives, "direction": direction}
+    params["negatives_from"] = source
     build = new_build(tmp_path_factory.mktemp("nights"))
     for _ in range(4):
         for image in rng.choice(sorted(images), 3, replace=False).tolist():
