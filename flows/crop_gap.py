@@ -12,9 +12,12 @@ from tasks.check_gap import GapCheck, check_gap
 from tasks.crop_views import Crops, crop_views
 from tasks.import_records import ImportParams
 from tasks.ladder_views import Ladder, ladder_views
+from tasks.match_answers import Matching, match_answers
 from tasks.nest_boxes import Nesting, nest_boxes
 from tasks.report import Story
+from tasks.route_samples import Route, route_samples
 from tasks.select_resolution import Selection, select_resolution
+from tasks.size_originals import Sizes, size_originals
 
 
 class Answered(BaseModel):
@@ -56,16 +59,10 @@ class CropGapConfig(RecipeConfig):
     gap: GapCheck = GapCheck()
 
 
-AT_A_LEVEL = Question(
-    "crop_gap/answer", Answered, pictures={"view": ""}, texts=("question",), on_flaw="null"
-)
-WITH_A_PART = Question(
-    "crop_gap/answer_with_part",
-    Answered,
-    pictures={"global_view": "the picture", "part_view": "the part"},
-    texts=("question",),
-    on_flaw="null",
-)
+PARTS = {"global_view": "the picture", "part_view": "the part"}
+AT_FULL = Question("crop_gap/answer", Answered, {"image_id": ""}, ("question",), on_flaw="null")
+AT_A_LEVEL = Question("crop_gap/answer", Answered, {"view": ""}, ("question",), on_flaw="null")
+WITH_PART = Question("crop_gap/answer_with_part", Answered, PARTS, ("question",), on_flaw="null")
 STORY = Story(
     "Questions that the model answers at full resolution and no longer at a lower one, with the"
     " boxes that hold what it then needs: the smallest, and its context.",
@@ -79,24 +76,27 @@ STORY = Story(
 
 
 def stages(run: Build, config: CropGapConfig, step: Any) -> Made:
-    """The model answers down a ladder of resolutions; where it first fails, the picture is small
-    enough; then boxes, and a crop that must bring back what was lost, while noise must not.
+    """What the model gets right at full resolution goes down a ladder to where it first fails: the
+    small picture. Then boxes, and a crop that must bring back what was lost, while noise must not.
     """
     listed, seen = known(run, config, step)
     files, found = imported(run, config.records, seen, step)
-    levels = step(ladder_views)(run, found.samples, seen.images, config.ladder)
-    answers = step(ask_model)(run, levels.views, seen.objects, Asking(AT_A_LEVEL, config.model))
-    selected = step(select_resolution)(
-        run, levels.samples, answers.samples, answers.drops, config.selection
-    )
-    boxed = step(nest_boxes)(run, selected.samples, config.boxes)
+    sizes = Sizes(config.ladder.min_tokens, config.ladder.patch)
+    large = step(size_originals)(run, found.samples, seen.images, sizes)
+    told = step(ask_model)(run, large.samples, seen.objects, Asking(AT_FULL, config.model))
+    full = step(match_answers)(run, told.samples, Matching(config.selection.containment))
+    right = step(route_samples)(run, full.samples, Route("right", (True,)))
+    levels = step(ladder_views)(run, right.samples, config.ladder)
+    down = step(ask_model)(run, levels.views, seen.objects, Asking(AT_A_LEVEL, config.model))
+    chosen = step(select_resolution)(run, full.samples, down.samples, down.drops, config.selection)
+    boxed = step(nest_boxes)(run, chosen.samples, config.boxes)
     parts = step(crop_views)(run, boxed.samples, config.crops)
-    looked = step(ask_model)(run, parts.views, seen.objects, Asking(WITH_A_PART, config.model))
+    looked = step(ask_model)(run, parts.views, seen.objects, Asking(WITH_PART, config.model))
     checked = step(check_gap)(run, boxed.samples, looked.samples, looked.drops, config.gap)
     return Made(
         listed, seen, files, checked.samples,
-        {"import": found, "ladder": levels, "resolution": selected, "boxes": boxed,
-         "gap": checked},
+        {"import": found, "originals": large, "answers": told, "resolution": chosen,
+         "boxes": boxed, "gap": checked},
         "grpo", STORY,
     )  # fmt: skip
 

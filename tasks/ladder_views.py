@@ -46,39 +46,27 @@ class Ladder(BaseModel):
 
 
 class Views(NamedTuple):
-    """Samples with `width` and `height`; `views`: (sample, tokens, view, and the columns of the
-    sample) with ids `<sample_id>@<tokens>`, 0 for the original; samples of too small pictures.
-    """
+    """Rows (sample, tokens, view, and the columns of the sample), ids `<sample_id>@<tokens>`."""
 
-    samples: Table
     views: Table
-    drops: Table
 
 
-@stage(version=1, reads={"given": tables.ALL, "images": ("image_id", "width", "height")})
-def ladder_views(build: Build, given: Table, images: Table, params: Ladder) -> Views:
-    """A level that is not smaller than the original would be the original again: it is left out."""
-    sizes = tables.frame(build.store, images, ["image_id", "width", "height"])
-    rows = tables.frame(build.store, given).join(sizes, on="image_id", how="left")
-    rows = rows.with_columns(pl.col("width", "height").cast(pl.Int64))
-    tokens = pl.col("width") * pl.col("height") // params.patch**2
-    is_small = tokens < params.min_tokens
-    gone = rows.filter(is_small).select("sample_id", tokens.alias("value"))
-    kept = rows.filter(~is_small)
-    drops = [{"id": n, "rule": "small_original", "value": v} for n, v in gone.iter_rows()]
-    return Views(
-        samples.write(build.store, kept),
-        samples.write(build.store, pl.concat(_levels(kept, params)), "ladder_views"),
-        samples.write_drops(build.store, samples.drops(drops, "ladder_views")),
-    )
+@stage(version=2, reads={"given": tables.ALL})
+def ladder_views(build: Build, given: Table, params: Ladder) -> Views:
+    """The levels below the original of each sample; `given` has its `width` and `height`.
+
+    A level that is not smaller than the original would be the original again: it is left out.
+    """
+    levels = _levels(tables.frame(build.store, given), params)
+    return Views(samples.write(build.store, pl.concat(levels), "ladder_views"))
 
 
 def _levels(rows: pl.DataFrame, params: Ladder) -> list[pl.DataFrame]:
     found = []
-    for tokens in (0, *params.budgets):
+    for tokens in params.budgets:
         pixels = tokens * params.patch**2
         level = rows.filter(pl.col("width") * pl.col("height") > pixels)
-        names = [View(image, pixels=pixels or None).name for image in level["image_id"]]
+        names = [View(image, pixels=pixels).name for image in level["image_id"]]
         found.append(
             level.drop("width", "height").with_columns(
                 pl.col("sample_id").alias("sample"),

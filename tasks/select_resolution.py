@@ -81,7 +81,7 @@ def choose(original_right: bool, agrees: Sequence[bool]) -> Choice:
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "given": tables.ALL,
         "answers": ("sample", "tokens", "view", "said"),
@@ -91,16 +91,17 @@ def choose(original_right: bool, agrees: Sequence[bool]) -> Choice:
 def select_resolution(
     build: Build, given: Table, answers: Table, unanswered: Table, params: Selection
 ) -> Selected:
-    """Fold the answers at all levels into their sample. `given` has image_id, width, height and the
-    right `answer`; a null answer is none. A sample of which a level still waits is a drop that says
-    what for.
+    """Fold the answers at all levels into their sample. `given` has image_id, width, height, what
+    was `said` of the original, and whether that is `right`; a null answer is none. `answers` are
+    those below the original, of samples that are right there. A sample of which a level still waits
+    is a drop that says what for.
     """
     waiting = {
         row["id"].rpartition("@")[0]: row["rule"]
         for row in tables.frame(build.store, unanswered, ["id", "rule"]).iter_rows(named=True)
     }
     asked = tables.frame(build.store, answers, ["sample", "tokens", "view", "said"])
-    by_sample = asked.partition_by("sample", as_dict=True)
+    by_sample = asked.sort("tokens", descending=True).partition_by("sample", as_dict=True)
     kept: list[dict[str, Any]] = []
     drops: list[dict[str, Any]] = []
     for row in tables.frame(build.store, given).iter_rows(named=True):
@@ -108,7 +109,7 @@ def select_resolution(
         if name in waiting:
             drops.append({"id": name, "rule": waiting[name], "detail": "ladder"})
             continue
-        found = _selected(row, by_sample[(name,)], params)
+        found = _selected(row, by_sample.get((name,), asked.clear()).to_dicts(), params)
         lost = _fate(found["reason"], params)
         if lost:
             shown = (found["level_answers"][0] or "")[:200]
@@ -118,30 +119,28 @@ def select_resolution(
         else:
             kept.append({"sample_id": name, **found})
     columns = pl.DataFrame(kept, {"sample_id": pl.String, **COLUMNS}, orient="row")
-    rows = tables.frame(build.store, given).join(columns, on="sample_id", how="inner")
+    rows = tables.frame(build.store, given).drop("said", "right")
     return Selected(
-        samples.write(build.store, rows),
+        samples.write(build.store, rows.join(columns, on="sample_id", how="inner")),
         samples.write_drops(build.store, samples.drops(drops, "select_resolution")),
     )
 
 
-def _selected(row: dict[str, Any], levels: pl.DataFrame, params: Selection) -> dict[str, Any]:
-    """The values of COLUMNS for a sample."""
-    original = levels.filter(pl.col("tokens") == 0).row(0, named=True)
-    ladder = levels.filter(pl.col("tokens") > 0).sort("tokens", descending=True).to_dicts()
-    agrees = [matches(level["said"], original["said"], params.containment) for level in ladder]
-    right = matches(original["said"], row["answer"], params.containment)
-    reason, at = choose(right, agrees)
+def _selected(
+    row: dict[str, Any], ladder: Sequence[dict[str, Any]], params: Selection
+) -> dict[str, Any]:
+    """The values of COLUMNS for a sample, from the levels below the original, the highest first."""
+    agrees = [matches(level["said"], row["said"], params.containment) for level in ladder]
+    reason, at = choose(row["right"], agrees)
     taken = ladder[at] if at is not None else {"view": None, "tokens": None, "said": None}
     pixels = View.of(taken["view"]).pixels if taken["view"] else None
     size = fitted(row["width"], row["height"], pixels) if pixels else (None, None)
-    answered = [original, *ladder]
     return dict(
         zip(
             COLUMNS,
             (
-                reason, [level["tokens"] for level in answered],
-                [level["said"] for level in answered],
+                reason, [0, *(level["tokens"] for level in ladder)],
+                [row["said"], *(level["said"] for level in ladder)],
                 taken["view"], taken["tokens"], *size, taken["said"],
                 agrees.count(False) if at is not None else None,
             ),

@@ -103,7 +103,8 @@ def test_the_smaller_the_letters_the_more_pixels_they_need(first, corpus):
     assert fates_of(result) == {"recorded": 10, "hard_pool": 2, "never_diverges": 2}
     records = records_of(result)
     boxed = records.filter(pl.col("boxes").list.len() > 0)
-    assert asked == 14 * 8 + 2 * boxed.height
+    # The two that are wrong at full resolution are asked once, the others at seven levels more.
+    assert asked == 14 + 12 * len(LADDER) + 2 * boxed.height
     assert set(boxed["gap"]) == {1}
     assert records.height - boxed.height == records["gap"].null_count() == 2
     sizes = {word.lower(): size for word, size, *_ in drawn.scenes()}
@@ -148,8 +149,8 @@ def test_what_trainers_read(crop_gap):
     reasons = Counter(line["reason"] for line in lines)
     assert reasons == {"selected": 10, "original_wrong": 2}
     for line in lines:
-        levels = list(line["answers_by_level"])
-        assert levels == ["0", *map(str, LADDER)]
+        below = LADDER if line["reason"] == "selected" else []
+        assert list(line["answers_by_level"]) == ["0", *map(str, below)]
         if line["global"]:
             at = str(line["global"]["tokens"])
             assert line["answers_by_level"]["0"] == line["answer"] != line["answers_by_level"][at]
@@ -208,9 +209,12 @@ def test_a_crop_that_brings_nothing_is_no_sample(crop_gap):
 
 def test_a_budget_leaves_samples_waiting(crop_gap):
     with MllmServer(rule=reading.rule) as server:
+        least = crop_gap(server, model={"seed": 1, "budget": {"calls": 10}})
+        # Four at full resolution, and of the others those that are right there.
+        assert least["waiting"] == {"over_budget": 4 + 10 - fates_of(least)["hard_pool"]}
         part = crop_gap(server, model={"seed": 1, "budget": {"calls": 60}})
         assert server.counts.total() == 60
         assert part["waiting"]["over_budget"] > 0
         whole = crop_gap(server, model={"seed": 1})
-        assert server.counts.total() == 14 * 8 + 2 * 8
+        assert server.counts.total() == 14 + 12 * len(LADDER) + 2 * 8
     assert fates_of(whole)["recorded"] == 10

@@ -11,43 +11,48 @@ from infra import samples, tables
 from infra.build import Build
 from infra.pictures import View, fitted, shown
 from tasks.ladder_views import Ladder, ladder_views
+from tasks.size_originals import Sizes, size_originals
 from tests import pictures
 
 
-def views(build: Build, width: int, height: int, **params):
+def views(build: Build, width: int, height: int, least: int = 1024, **params):
+    """The levels of a picture by tokens, and drops as (rule, value)."""
     frame = pl.DataFrame({"sample_id": ["s"], "image_id": ["i"], "question": ["?"]})
     images = tables.write(
         build.store, "images", [{"image_id": "i", "width": width, "height": height}]
     )
-    made = ladder_views(build, samples.write(build.store, frame), images, Ladder(**params))
+    large = size_originals(build, samples.write(build.store, frame), images, Sizes(least, 28))
+    made = ladder_views(build, large.samples, Ladder(**params))
     rows = tables.frame(build.store, made.views).sort("tokens")
-    drops = tables.read(build.store, made.drops).to_pylist()
-    return dict(rows.select("tokens", "view").iter_rows()), drops
+    drops = tables.read(build.store, large.drops).to_pylist()
+    return dict(rows.select("tokens", "view").iter_rows()), [(d["rule"], d["value"]) for d in drops]
 
 
 def test_every_level_is_smaller_than_the_original(build):
     found, drops = views(build, 1512, 1008)
-    assert list(found) == [0, 64, 128, 256, 384, 576, 768, 1024]
-    assert found[0] == "i"
+    assert list(found) == [64, 128, 256, 384, 576, 768, 1024]
     assert found[64] == "i#pixels=50176"
     assert drops == []
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "kept"),
+    ("width", "height", "drops"),
     # 896 x 896 px are 1024 tokens; a column less is too small.
-    [(896, 896, True), (895, 896, False), (896, 895, False)],
+    [
+        (896, 896, []),
+        (895, 896, [("small_original", 1022)]),
+        (896, 895, [("small_original", 1022)]),
+    ],
 )
-def test_originals_below_the_least_are_dropped(build, width, height, kept):
-    found, drops = views(build, width, height)
-    assert (1024 not in found, bool(found)) == (True, kept)
-    assert [drop["rule"] for drop in drops] == [] if kept else ["small_original"]
-    assert kept or drops[0]["value"] == width * height // 784
+def test_originals_below_the_least_are_dropped(build, width, height, drops):
+    found, lost = views(build, width, height)
+    assert lost == drops
+    assert list(found) == ([] if drops else [64, 128, 256, 384, 576, 768])
 
 
 def test_a_small_picture_has_fewer_levels(build):
-    found, _ = views(build, 448, 448, min_tokens=1)  # 256 tokens
-    assert list(found) == [0, 64, 128]
+    found, _ = views(build, 448, 448, least=1)  # 256 tokens
+    assert list(found) == [64, 128]
 
 
 @pytest.mark.parametrize("budgets", [[64, 128], [64, 64], [], [0]])

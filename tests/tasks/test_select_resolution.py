@@ -6,6 +6,7 @@ import pytest
 from infra import samples, tables
 from infra.build import Build
 from tasks.ladder_views import Ladder, ladder_views
+from tasks.match_answers import Matching, match_answers
 from tasks.select_resolution import Choice, Selection, choose, select_resolution
 
 LADDER = [768, 256, 64]
@@ -30,19 +31,21 @@ def script(build: Build):
         {
             "sample_id": names, "image_id": [f"{at:064x}" for at in range(len(names))],
             "question": ["Which colour?"] * len(names), "answer": ["red"] * len(names),
+            "width": [1280] * len(names), "height": [960] * len(names),
+            "said": [SCRIPTS[name][0] for name in names],
         }
     )  # fmt: skip
-    images = frame.select("image_id").with_columns(width=pl.lit(1280), height=pl.lit(960))
-    stored = tables.write(build.store, "images", images.to_dicts())
-    views = ladder_views(build, samples.write(build.store, frame), stored, Ladder(budgets=LADDER))
-    levels = tables.frame(build.store, views.views)
+    told = samples.write(build.store, frame)
+    full = match_answers(build, told, Matching(containment=True)).samples
+    views = ladder_views(build, full, Ladder(budgets=LADDER)).views
+    rows = tables.frame(build.store, views).filter(pl.col("right"))
     at = {tokens: number for number, tokens in enumerate([0, *LADDER])}
-    said = [SCRIPTS[name][at[n]] for name, n in levels.select("sample", "tokens").iter_rows()]
-    answers = samples.write(build.store, levels.with_columns(pl.Series("said", said, pl.String)))
+    said = [SCRIPTS[name][at[n]] for name, n in rows.select("sample", "tokens").iter_rows()]
+    answers = samples.write(build.store, rows.with_columns(pl.Series("said", said, pl.String)))
     none = samples.write_drops(build.store, [])
 
     def select(params: Selection, unanswered=none):
-        found = select_resolution(build, views.samples, answers, unanswered, params)
+        found = select_resolution(build, full, answers, unanswered, params)
         return tables.frame(build.store, found.samples), {
             row["id"]: (row["rule"], row["value"])
             for row in tables.read(build.store, found.drops).to_pylist()
@@ -77,6 +80,10 @@ def test_what_the_settings_keep(script):
     assert reasons["back"] == "non_monotone"
     hard = kept.filter(pl.col("reason") == "original_wrong")
     assert hard["global_view"].null_count() == hard.height == 2
+    # Below full resolution they were not asked.
+    assert hard["level_answers"].to_list() == [[None], ["blue"]]
+    assert hard["level_tokens"].to_list() == [[0], [0]]
+    assert not {"said", "right"} & set(kept.columns)
     strict, _ = script(Selection(containment=False))
     levels = dict(strict.select("sample_id", "global_tokens").iter_rows())
     assert levels["halfway"] == 768  # "a red car" is not "red" any more
