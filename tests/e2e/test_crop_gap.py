@@ -212,7 +212,7 @@ def test_a_budget_leaves_samples_waiting(crop_gap):
         least = crop_gap(server, model={"seed": 1, "budget": {"calls": 10}})
         # Four at full resolution, and of the others those that are right there.
         assert least["waiting"] == {"over_budget": 4 + 10 - fates_of(least)["hard_pool"]}
-        part = crop_gap(server, model={"seed": 1, "budget": {"calls": 60}})
+        part = crop_gap(server, model={"seed": 1, "budget": {"calls": 50}})
         assert server.counts.total() == 60
         assert part["waiting"]["over_budget"] > 0
         whole = crop_gap(server, model={"seed": 1})
