@@ -3,15 +3,16 @@
 from typing import Any
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flows.reasons import UNTOUCHED, Models, ReasonParams, reasons
 from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
 from infra.build import Build
-from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.clean_prompts import PromptCleaning, clean_prompts
 from tasks.compose_texts import compose_texts
 from tasks.deduplicate_samples import SampleDedupParams, deduplicate_samples
+from tasks.filter_by_form import FormFilter, filter_by_form
 from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.import_records import ImportParams
 from tasks.join_samples import join_samples
@@ -22,8 +23,7 @@ from tasks.report import Story
 from tasks.route_samples import Route, route_samples
 
 
-class Screened(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Screened(Answer):
     logical: bool
     answerable: bool
     related: bool
@@ -31,7 +31,6 @@ class Screened(BaseModel):
 
 
 SCREEN = Question("honeypipe/screen", Screened, {"image_id": "Picture"}, ("instruction",))
-NOT_GIVEN = "Not given in the source; our own default, because"
 LONG_TOKENS = 4_096
 SOUND = tuple(Rule(f"not_{is_}", is_, "is", True) for is_ in ("logical", "answerable", "related"))
 
@@ -51,18 +50,7 @@ class HoneypipeConfig(RecipeConfig):
         "General", description="Domain of other sources; null drops them. Our own default."
     )
     dedup: SampleDedupParams = SampleDedupParams()
-    min_side: int = Field(
-        32, ge=1, description=f"Least short side in pixels. {NOT_GIVEN} less shows nothing."
-    )
-    max_aspect: float = Field(
-        5.0, ge=1, description=f"Most long / short side. {NOT_GIVEN} strips shrink to lines."
-    )
-    max_repetition: float = Field(
-        0.6,
-        ge=0,
-        le=1,
-        description=f"Most share of 3-grams of words that repeat. {NOT_GIVEN} only loops do.",
-    )
+    filter: FormFilter = FormFilter()
     bypass: tuple[str, ...] = Field(
         ("OCR", "Detection"),
         description="Domains that keep their responses, as the paper's triage.",
@@ -78,16 +66,6 @@ class HoneypipeConfig(RecipeConfig):
         None, description="Model that compares answers, as `model` in the paper; null: `model`."
     )
 
-    def rules(self) -> Rules:
-        aspect, share = round(1_000 * self.max_aspect), round(1e6 * self.max_repetition)
-        return Rules(
-            (
-                Rule("small_image", "short_side", "least", self.min_side),
-                Rule("extreme_aspect", "aspect", "most", aspect),
-                Rule("repeated_text", "instruction_repetition", "most", share),
-            )
-        )
-
 
 def stages(run: Build, config: HoneypipeConfig, step: Any) -> Made:
     """The paper's pipeline: clean, filter, triage; reasons, a verdict, and again for failures."""
@@ -98,7 +76,7 @@ def stages(run: Build, config: HoneypipeConfig, step: Any) -> Made:
     unique = step(deduplicate_samples)(run, placed.samples, seen.images, seen.looks, config.dedup)
     sized = step(measure_images)(run, unique.samples, seen.images)
     measured = step(measure_texts)(run, sized.samples, TextMeasures(("instruction",)))
-    fit = step(filter_samples)(run, measured.samples, config.rules())
+    fit = step(filter_by_form)(run, measured.samples, config.filter)
     screened = step(ask_model)(run, fit.samples, seen.objects, Asking(SCREEN, config.model))
     sound = step(filter_samples)(run, screened.samples, Rules(SOUND))
     bypass = step(route_samples)(run, sound.samples, Route("domain", config.bypass))

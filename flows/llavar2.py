@@ -1,30 +1,23 @@
-"""LLaVAR-2: captions and paired questions about text-rich images, kept by how much they teach.
-
-arXiv 2412.16364, github.com/llavar/LLaVAR-2. Thresholds and prompts are not given there.
-"""
+"""LLaVAR-2: captions and question pairs for text-rich images, by difficulty (arXiv 2412.16364)."""
 
 from typing import Any
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field
 
 from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
 from infra.build import Build
-from tasks.ask_model import Asking, Question, ask_model
+from tasks.ask_model import Answer, Asking, Question, ask_model, several
 from tasks.branch_samples import Branch, branch_samples
 from tasks.check_spans import Spans, check_spans
+from tasks.filter_by_difficulty import DifficultyFilter, filter_by_difficulty
 from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.import_records import ImportParams
 from tasks.join_samples import join_samples
-from tasks.keep_quantile import Quantile, keep_quantile
 from tasks.name_origins import Origins, name_origins
 from tasks.report import Story
 from tasks.score_difficulty import DifficultyParams, Scoring, score_difficulty
 from tasks.split_answers import Splitting, split_answers
-
-
-class Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class Read(Answer):
@@ -51,41 +44,15 @@ class Llavar2Config(RecipeConfig):
         " text lines of an OCR program. Without a column `ocr`, the model is asked for them."
     )
     least_text: int = Field(
-        16,
-        ge=1,
-        description="Characters of text that a text-rich image has. Not given in the source; our"
-        " own default, because fewer give no two questions.",
-    )
+        16, ge=1, description="Characters of text that a text-rich image has. Not given in the"
+        " source; our own default, because fewer give no two questions.",
+    )  # fmt: skip
     pairs: int = Field(
-        5,
-        ge=1,
-        le=20,
-        description="Question pairs for an image, at most. Not given in the source; our own"
-        " default, from its 382k questions and answers on 42k images: 4.5 pairs each.",
-    )
+        5, ge=1, le=20, description="Question pairs for an image, at most. Not given in the source;"
+        " our own default, from its 382k questions and answers on 42k images: 4.5 pairs each.",
+    )  # fmt: skip
     difficulty: DifficultyParams = DifficultyParams()
-    mifd_max: float = Field(
-        1.0,
-        gt=0,
-        description="Both answers of a pair have at most this mIFD. Not given in the source; our"
-        " own default, because above 1 the question makes its answer less likely (Cherry LLM).",
-    )
-    ffd_max: float = Field(
-        1.0,
-        gt=0,
-        description="The explanation has at most this FFD. Not given in the source; our own"
-        " default, because above 1 the first answer makes its explanation less likely.",
-    )
-    keep_top_quantile: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Share of the pairs that is kept, the highest mIFD first. Not given in the"
-        " source; our own default is all, where Cherry LLM keeps 0.1.",
-    )
-
-    def published(self) -> dict[str, Any]:
-        return {**super().published(), "difficulty": self.difficulty.published()}
+    filter: DifficultyFilter = DifficultyFilter()
 
 
 PICTURE = {"image_id": ""}
@@ -97,19 +64,17 @@ ORIGINS = Origins({"caption": ("human", "model"), "ocr": ("imported", "model")})
 
 def pairs_of(most: int) -> Question:
     """The question for pairs of turns."""
-    many: Any = (list[Pair], Field(min_length=1, max_length=most))
-    answer = create_model("Pairs", __base__=Answer, pairs=many)
-    return Question("llavar2/pairs", answer, PICTURE, texts=("caption_enriched", "ocr"))
+    pairs = several("pairs", Pair, most)
+    return Question("llavar2/pairs", pairs, PICTURE, texts=("caption_enriched", "ocr"))
 
 
 def stages(run: Build, config: Llavar2Config, step: Any) -> Made:
     """Captions with more detail; pairs of turns; their difficulty, and who is kept by it."""
     listed, seen = known(run, config, step)
     files, rows = imported(run, config.records, seen, step)
-    named = step(name_origins)(run, rows.samples, ORIGINS)
-    reading = Asking(READ, config.model)
-    with_ocr = "ocr" in config.records.columns
-    read = named if with_ocr else step(ask_model)(run, named.samples, seen.objects, reading)
+    read: Any = step(name_origins)(run, rows.samples, ORIGINS)
+    if "ocr" not in config.records.columns:
+        read = step(ask_model)(run, read.samples, seen.objects, Asking(READ, config.model))
     text = Rule("little_text", "ocr", "longer", config.least_text)
     rich = step(filter_samples)(run, read.samples, Rules((text,)))
     told = step(ask_model)(run, rich.samples, seen.objects, Asking(CAPTION, config.model))
@@ -119,25 +84,11 @@ def stages(run: Build, config: Llavar2Config, step: Any) -> Made:
     split = step(split_answers)(run, asked.samples, Splitting("pairs", Pair))
     quoted = step(check_spans)(run, split.samples, Spans("a_e", QUOTED))
     scored = step(score_difficulty)(run, quoted.samples, seen.objects, Scoring(config.difficulty))
-    fit = step(filter_samples)(run, scored.samples, teaching(config))
-    kept = step(keep_quantile)(run, fit.samples, Quantile("mifd", config.keep_top_quantile))
+    kept = step(filter_by_difficulty)(run, scored.samples, config.filter)
     joined = step(join_samples)(run, {"caption": told.samples, "pair": kept.samples})
     ran = {"import": rows, "read": read, "text": rich, "caption": told, "ask_pairs": asked,
-           "split": split, "quoted": quoted, "difficulty": fit, "quantile": kept}  # fmt: skip
+           "split": split, "quoted": quoted, "difficulty": kept}  # fmt: skip
     return Made(listed, seen, files, joined.samples, ran, "captions_and_pairs", STORY)
-
-
-def teaching(config: Llavar2Config) -> Rules:
-    """What the scores of a pair must be."""
-    mifd, ffd = round(1e6 * config.mifd_max), round(1e6 * config.ffd_max)
-    return Rules(
-        (
-            Rule("unscored", "mifd", "least", 0),
-            Rule("unscored", "ffd", "least", 0),
-            Rule("high_mifd", "mifd", "most", mifd),
-            Rule("high_ffd", "ffd", "most", ffd),
-        )
-    )
 
 
 STORY = Story(

@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator
 
 from flows.recipe import Made, Recipe, RecipeConfig, known, run_recipe
 from infra import tables
 from infra.build import Build
-from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.continue_prefix import ContinueParams, continue_prefix
+from tasks.filter_instructions import InstructionFilter, filter_instructions
 from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.report import Story
 from tasks.take_images import take_images
-
-
-class Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class Extracted(Answer):
@@ -53,13 +50,7 @@ class OasisConfig(RecipeConfig):
         description="The model of text that extracts instructions and judges their language. null:"
         " `model`, without the picture; our own default, to need one model less than the paper.",
     )
-    solvability_least: int = Field(3, ge=1, le=5, description="As the code.")
-    clarity_least: int = Field(3, ge=1, le=5, description="As the code.")
-    sum_least: int = Field(
-        7, ge=2, le=10, description="Least solvability and clarity together. As the code."
-    )
-    hallucination_least: int = Field(5, ge=1, le=5, description="As the code; 5 is none.")
-    nonsense_least: int = Field(5, ge=1, le=5, description="As the code; 5 is none.")
+    filter: InstructionFilter = InstructionFilter()
 
 
 PICTURE, TEXT = {"image_id": ""}, ("instruction",)
@@ -76,19 +67,6 @@ def grade(name: str, pictures: Mapping[str, str]) -> Question:
     most: Any = (int, Field(ge=1, le=5))
     return Question(
         f"oasis/{name}", create_model(name, __base__=Answer, **{name: most}), pictures, TEXT
-    )
-
-
-def good(config: OasisConfig) -> Rules:
-    """What the four grades of an instruction must be."""
-    return Rules(
-        (
-            Rule("nonsense", "nonsense", "least", config.nonsense_least),
-            Rule("hallucination", "hallucination", "least", config.hallucination_least),
-            Rule("not_solvable", "solvability", "least", config.solvability_least),
-            Rule("unclear", "clarity", "least", config.clarity_least),
-            Rule("low_sum", ("solvability", "clarity"), "least", config.sum_least),
-        )
     )
 
 
@@ -109,7 +87,7 @@ def stages(run: Build, config: OasisConfig, step: Any) -> Made:
         asking = Asking(grade(name, {} if blind else PICTURE), reader if blind else config.model)
         ran[name] = step(ask_model)(run, rows, seen.objects, asking)
         rows = ran[name].samples
-    ran["grades"] = step(filter_samples)(run, rows, good(config))
+    ran["grades"] = step(filter_instructions)(run, rows, config.filter)
     asking = Asking(ANSWER, config.model)
     ran["answer"] = step(ask_model)(run, ran["grades"].samples, seen.objects, asking)
     files = tables.write(run.store, "files", [])

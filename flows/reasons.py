@@ -9,11 +9,12 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from flows.verdict import verdict
 from infra.build import Build
 from infra.tables import Table
-from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.branch_samples import Branch, branch_samples
-from tasks.compare_answers import AnswerComparison, compare_answers
+from tasks.compare_answers import AnswerComparison
 from tasks.compose_texts import Composition, compose_texts
 from tasks.describe import Described
 from tasks.filter_samples import Rule, Rules, filter_samples
@@ -24,30 +25,19 @@ from tasks.route_samples import Route, route_samples
 Words = Annotated[str, AfterValidator(lambda text: re.sub(r"</?think>", "", text).strip())]
 
 
-class Short(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Short(Answer):
     reasoning: Words
     conclusion: Words
 
 
-class Long(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Long(Answer):
     think: Words
     conclusion: Words
-
-
-class Fidelity(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    agrees: bool
-    comparison: str
 
 
 PICTURE, ASKED = {"image_id": "Picture"}, "instruction_used"
 SHORT = Question("honeypipe/short", Short, PICTURE, (ASKED,), on_flaw="null")
 LONG = Question("honeypipe/long", Long, PICTURE, (ASKED,))
-FIDELITY = Question(
-    "honeypipe/fidelity", Fidelity, {}, (ASKED, "response", "conclusion"), ("answer_type",)
-)
 FAITHFUL = Rules((Rule("unfaithful", "agrees", "is", True),))
 KEPT = {"instruction_original": "{instruction}", "response_original": "{response}"}
 NEW = {**KEPT, "instruction": "{instruction_used}"}
@@ -101,15 +91,11 @@ def reasons(
     """Short reasons where they keep to the answer on record, else long ones, else none."""
 
     def judged(given: Table, question: Question, model: ModelParams) -> tuple[Table, Any]:
-        """Ask anew; compare by rule, and by the judge where no rule decides."""
-        name = question.name
-        told = step(ask_model)(run, given, seen.objects, Asking(question, model))
-        ruled = step(compare_answers)(run, told.samples, params.comparison)
-        unclear = step(route_samples)(run, ruled.samples, Route("agrees", (None,)))
-        said = step(ask_model)(run, unclear.samples, seen.objects, Asking(FIDELITY, models.judge))
-        ways = {f"{name}, rule": unclear.others, f"{name}, judge": said.samples}
-        ran = {f"{name}, answered": told, f"{name}, to the judge": unclear, f"{name}, judged": said}
-        return step(join_samples)(run, ways).samples, ran
+        """Ask anew, and hold what is concluded against the answer on record."""
+        name, asking = question.name, Asking(question, model)
+        told = step(ask_model)(run, given, seen.objects, asking)
+        found, ran = verdict(run, told.samples, seen, name, models.judge, params.comparison, step)
+        return found, {f"{name}, answered": told, **ran}
 
     hard = step(route_samples)(run, given, Route("source", params.long_sources))
     short, asked_short = judged(hard.others, SHORT, models.short)

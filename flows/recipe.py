@@ -22,7 +22,7 @@ from flows.summary import costs, outcome, summary, tell_refused, unpublished, wa
 from infra import tables
 from infra.build import Build
 from infra.cluster import ClusterParams
-from infra.errors import Refused
+from infra.errors import ConfigError, Refused
 from infra.models import ModelParams as EmbeddingParams
 from infra.product import Contents
 from infra.sample_files import EXPORTS, samples_of
@@ -83,6 +83,8 @@ class RecipeConfig(BaseModel):
                 shown[key].pop(hidden, None)
             if model:
                 shown[key]["model"] = model.model
+            if hasattr(value, "published"):
+                shown[key] = value.published()
         shown["describe"].pop("threads")
         shown["models"] = {
             name: {"library": m.library, "name": Path(m.name).name}
@@ -125,6 +127,13 @@ def imported(
     """The files of records, and their samples."""
     files = find_files(run, params)
     return files, step(import_records)(run, files, seen.objects, seen.images, params)
+
+
+def embedder(config: RecipeConfig, name: str) -> EmbeddingParams:
+    """An embedding model of a config by its name. Raises ConfigError where it has none of it."""
+    if name not in config.models:
+        raise ConfigError(f"{config.recipe} needs the embedding model {name!r}; add it to `models`")
+    return config.models[name]
 
 
 def run_recipe(recipe: Recipe, config: RecipeConfig) -> dict[str, Any]:

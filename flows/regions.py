@@ -3,17 +3,15 @@
 from typing import Annotated, Any
 
 from prefect import flow
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
+from flows.recipe import Made, Recipe, RecipeConfig, embedder, imported, known, run_recipe
 from infra.build import Build
-from infra.errors import ConfigError
-from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.crop_regions import CropParams, crop_regions
 from tasks.draw_variants import Draws, draw_variants
-from tasks.filter_samples import Rule, Rules, filter_samples
+from tasks.filter_crops import CropFilter, Filtering, filter_crops
 from tasks.import_records import ImportParams
-from tasks.keep_quantile import Quantile, keep_quantile
 from tasks.measure_copying import Copying, measure_copying
 from tasks.report import Story
 from tasks.score_crops import ScoreParams, Scoring, score_crops
@@ -22,27 +20,23 @@ WORDINGS = 10  # of each question, as the notes on the paper
 Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class Whole(BaseModel, extra="forbid"):
+class Whole(Answer):
     global_caption: Said
 
 
-class Region(BaseModel, extra="forbid"):
+class Region(Answer):
     region_caption: Said
 
 
-class Around(BaseModel, extra="forbid"):
+class Around(Answer):
     context_caption: Said
 
 
+KNOWN = ("class_name", "global_caption")
 WHOLE = Question("regions/whole", Whole, {"image_id": ""}, values=["whole_wording"])
-REGION = Question(
-    "regions/region", Region, {"region": "close-up"}, ["class_name", "global_caption"],
-    ["region_wording"],
-)  # fmt: skip
-AROUND = Question(
-    "regions/around", Around, {"around": "part"}, ["class_name", "global_caption"],
-    ["around_wording"],
-)  # fmt: skip
+REGION = Question("regions/region", Region, {"region": "close-up"}, KNOWN, ["region_wording"])
+AROUND = Question("regions/around", Around, {"around": "part"}, KNOWN, ["around_wording"])
+DRAWS = {"whole_wording": "image_id", "region_wording": "sample_id", "around_wording": "sample_id"}
 
 
 class Captioner(ModelParams):
@@ -62,22 +56,7 @@ class RegionsConfig(RecipeConfig):
     crop: CropParams = CropParams()
     model: Captioner = Captioner()
     score: ScoreParams = ScoreParams()
-    clip_min: float | None = Field(
-        None, ge=-1, le=1, description="Least cosine of crop and caption. The paper's is not given"
-        " in the source; none is our own default, since cosines don't carry over between models.",
-    )  # fmt: skip
-    clip_keep: float = Field(
-        0.9, gt=0, le=1, description="Share of each class that is kept, best cosine first. Not"
-        " given in the source; our own default.",
-    )  # fmt: skip
-    class_rank: int = Field(
-        5, ge=1, description="The crop must rank its class so high among `score.classes`. Not in"
-        " the source; an addition of ours against boxes on the wrong thing.",
-    )  # fmt: skip
-    copy_max: float | None = Field(
-        None, ge=0, le=1, description="Most of its 5-grams that a caption may share with that of"
-        " the whole; null measures only. Not in the source; an addition of ours.",
-    )  # fmt: skip
+    filter: CropFilter = CropFilter()
     context: bool = Field(
         True, description="Also describe the region with what is around it. Our own addition."
     )
@@ -86,29 +65,23 @@ class RegionsConfig(RecipeConfig):
 
 def stages(run: Build, config: RegionsConfig, step: Any) -> Made:
     """Caption the whole, then each region with that as context, then filter by CLIP."""
-    if config.score.model not in config.models:
-        raise ConfigError(f"score.model: {config.score.model!r} is not one of models; add it there")
+    clip = embedder(config, config.score.model)
     listed, seen = known(run, config, step)
     files, read = imported(run, config.records, seen, step)
     cropped = step(crop_regions)(run, read.samples, seen.images, config.crop)
-    names = {"whole_wording": "image_id", "region_wording": "sample_id"}
-    draws = {name: (by, WORDINGS) for name, by in [*names.items(), ("around_wording", "sample_id")]}
-    drawn = step(draw_variants)(run, cropped.samples, Draws(draws, config.seed))
+    drawn = step(draw_variants)(run, cropped.samples, Draws(DRAWS, WORDINGS, config.seed))
     # The regions of an image ask the same of the whole, so it is paid for once.
     whole = step(ask_model)(run, drawn.samples, seen.objects, Asking(WHOLE, config.model))
     told = step(ask_model)(run, whole.samples, seen.objects, Asking(REGION, config.model))
     scoring = Scoring(
-        "region", "region_caption", "class_name", config.score, config.models[config.score.model],
-        config.describe.device,
-    )  # fmt: skip
+        "region", "region_caption", "class_name", config.score, clip, config.describe.device
+    )
     vectors = seen.vectors[config.score.model]
     scored = step(score_crops)(run, told.samples, seen.objects, vectors, scoring)
     copied = step(measure_copying)(run, scored.samples, Copying("region_caption", "global_caption"))
-    checked = step(filter_samples)(run, copied.samples, Rules(tuple(_rules(config))))
-    best = Quantile("clip_score", config.clip_keep, per="class_name")
-    kept = step(keep_quantile)(run, checked.samples, best)
-    ran = {"import": read, "crop": cropped, "whole": whole, "region": told, "checks": checked,
-           "best": kept}  # fmt: skip
+    fitting = Filtering(config.filter, "region_caption", "class_name")
+    kept: Any = step(filter_crops)(run, copied.samples, fitting)
+    ran = {"import": read, "crop": cropped, "whole": whole, "region": told, "filter": kept}
     if config.context:
         kept = step(ask_model)(run, kept.samples, seen.objects, Asking(AROUND, config.model))
         ran["context"] = kept
@@ -124,16 +97,6 @@ def stages(run: Build, config: RegionsConfig, step: Any) -> Made:
             "box", "class_name",
         ),
     )  # fmt: skip
-
-
-def _rules(config: RegionsConfig) -> list[Rule]:
-    rules = [Rule("unlike_its_class", "class_rank", "most", config.class_rank, null_passes=True)]
-    if config.clip_min is not None:
-        rules.append(Rule("low_clip_score", "clip_score", "least", round(1e6 * config.clip_min)))
-    if config.copy_max is not None:
-        most = round(1e6 * config.copy_max)
-        rules.append(Rule("copies_the_whole", "region_caption_copied", "most", most))
-    return rules
 
 
 RECIPE = Recipe(

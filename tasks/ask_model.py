@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from infra import mllm, samples, tables
 from infra.asking import AskParams, Noted, ask_all, none_waits
@@ -40,6 +40,16 @@ class ModelParams(AskParams):
     seed: int | None = Field(
         0, description="Sampling seed where the server takes one; null sends none."
     )
+
+
+class Answer(BaseModel, extra="forbid"):
+    """What answers derive from: a model is held to their fields, and to no others."""
+
+
+def several(name: str, member: type[Answer], most: int) -> type[Answer]:
+    """The answer that lists one to `most` members in a field, for `split_answers`."""
+    members: Any = (list[member], Field(min_length=1, max_length=most))  # type: ignore[valid-type]
+    return create_model(name.capitalize(), __base__=Answer, **{name: members})
 
 
 @dataclass(frozen=True)

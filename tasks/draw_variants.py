@@ -13,9 +13,10 @@ from infra.tables import Table
 
 
 class Draws(NamedTuple):
-    """Columns to add, each with the column whose value is drawn for and how many there are."""
+    """Columns to add, each with the column whose value is drawn for, and how many variants are."""
 
-    columns: Mapping[str, tuple[str, int]]
+    columns: Mapping[str, str]
+    of: int
     seed: int = 0
 
 
@@ -25,13 +26,15 @@ class Drawn(NamedTuple):
     samples: Table
 
 
-@stage(version=1, reads={"given": tables.ALL}, meaning=lambda p: [dict(p.columns), p.seed])
+@stage(version=1, reads={"given": tables.ALL}, meaning=lambda p: [dict(p.columns), p.of, p.seed])
 def draw_variants(build: Build, given: Table, params: Draws) -> Drawn:
     """Draw by a seeded hash, so that a sample's numbers don't depend on which others there are."""
     rows = tables.frame(build.store, given)
     added = [
-        pl.Series(name, [drawn(f"{params.seed} {name} {key}", of) for key in rows[by]], pl.Int64)
-        for name, (by, of) in params.columns.items()
+        pl.Series(
+            name, [drawn(f"{params.seed} {name} {key}", params.of) for key in rows[by]], pl.Int64
+        )
+        for name, by in params.columns.items()
     ]
     return Drawn(samples.write(build.store, rows.with_columns(added)))
 

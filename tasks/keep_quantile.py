@@ -2,14 +2,11 @@
 
 from typing import NamedTuple
 
-import polars as pl
-
 from infra import samples, tables
 from infra.build import Build
 from infra.ledger import stage
+from infra.rules import by_share
 from infra.tables import Table
-
-PARTS = 1_000_000
 
 
 class Quantile(NamedTuple):
@@ -30,25 +27,9 @@ class Kept(NamedTuple):
 
 @stage(version=1, reads={"given": tables.ALL}, meaning=lambda params: list(params))
 def keep_quantile(build: Build, given: Table, params: Quantile) -> Kept:
-    """Keep the first of each group by value, then id, so that it is a function of the set.
-
-    Of n samples the share is rounded up. A null is behind all values.
-    """
-    rows = tables.frame(build.store, given)
-    order = rows.sort(params.column, "sample_id", descending=[params.highest, False],
-                      nulls_last=True)  # fmt: skip
-    share = round(params.keep * PARTS)
-    place, count = pl.int_range(pl.len()), pl.len()
-    if params.per:
-        place, count = place.over(params.per), count.over(params.per)
-    # place < ceil(n * share), without a float.
-    ranked = order.with_columns((place * PARTS < count.cast(pl.Int64) * share).alias("_kept"))
-    lost = ranked.filter(~pl.col("_kept"))
-    gone = [
-        {"id": name, "rule": "beyond_quantile", "value": value}
-        for name, value in lost.select("sample_id", params.column).iter_rows()
-    ]
+    """Keep the first of each group by value, then id. Of n samples the share is rounded up."""
+    kept, gone = by_share(tables.frame(build.store, given), *params)
     return Kept(
-        samples.write(build.store, ranked.filter(pl.col("_kept")).drop("_kept")),
+        samples.write(build.store, kept),
         samples.write_drops(build.store, samples.drops(gone, "keep_quantile")),
     )

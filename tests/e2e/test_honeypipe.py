@@ -209,7 +209,7 @@ def _tells_its_path(rows):
 def test_a_change_redoes_what_it_touches(honeypipe, knowing, tmp_path, monkeypatch):
     honeypipe(knowing)
     before = asked(knowing)
-    looser = honeypipe(knowing, dedup={"text_radius": 3}, max_aspect=4.9)
+    looser = honeypipe(knowing, dedup={"text_radius": 3}, filter={"max_aspect": 4.9})
     assert (looser["records"], asked(knowing)) == (51, before)
     prompts = shutil.copytree(ask_model.PROMPTS, tmp_path / "prompts")
     with (prompts / "honeypipe/long.jinja").open("a") as file:

@@ -20,7 +20,7 @@ from tests.recipes import write_config, write_corpus
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARDS = 24
 COLUMNS = {"image": "image", "caption": "caption", "ocr": "ocr"}
-LENIENT = {"mifd_max": 9.0, "ffd_max": 9.0}
+LENIENT = {"filter": {"mifd_max": 9.0, "ffd_max": 9.0}}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_cards_become_captions_and_pairs_of_turns(sample):
     quoted, spoken = yields["quoted"][0], yields["quoted"][1]["not_a_span"]
     assert quoted + spoken == 3 * CARDS and 0 < spoken < quoted
     assert result["work"]["answers_scored"] == quoted
-    assert yields["difficulty"] == yields["quantile"] == (pairs.height, {}) == (quoted, {})
+    assert yields["difficulty"] == (pairs.height, {}) == (quoted, {})
     fates = pl.read_parquet(Path(result["manifest"]).parent / "fates.parquet")
     counts = fates.filter(level="sample")["fate"].value_counts().rows()
     assert dict(counts) == {
@@ -173,7 +173,8 @@ def test_the_files_are_what_trainers_load(sample, cards):
 
 def test_thresholds_route_by_scores_that_are_there(sample):
     run, first, server = sample
-    strict, fewer = run(mifd_max=1.05, ffd_max=1.0), run(keep_top_quantile=0.5)
+    strict = run(filter={"mifd_max": 1.05, "ffd_max": 1.0})
+    fewer = run(filter={**LENIENT["filter"], "keep_top_quantile": 0.5})
     assert server.counts.total() == 2 * CARDS
     assert strict["work"].keys() == fewer["work"].keys() == {"objects_listed"}
     _, pairs = records_of(first)
@@ -186,6 +187,7 @@ def test_thresholds_route_by_scores_that_are_there(sample):
     order = pairs.sort("mifd", "sample_id", descending=[True, False])
     half = set(order["sample_id"][: (pairs.height + 1) // 2])
     assert set(records_of(fewer)[1]["sample_id"]) == half
+    assert yields_of(fewer)["difficulty"][1] == {"beyond_quantile": pairs.height // 2}
 
 
 def test_a_changed_prompt_asks_that_question_alone(llavar2, few, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def build(sheets, tmp_path):
     """Runs the recipe on the sheets."""
 
     def run(server, **changed):
-        sections = {"models": EMBEDDERS, "records": COCO, "class_rank": 8, **changed}
+        sections = {"models": EMBEDDERS, "records": COCO, "filter": {"class_rank": 8}, **changed}
         config = load_config(write_config(tmp_path, "regions", sheets, server, **sections))
         with open_build(config) as opened:
             return build_recipe(opened, RECIPE, config)
@@ -60,8 +60,8 @@ def test_every_box_has_one_fate_and_every_yield_is_known(build):
     yields = {name: (left, rules) for name, left, rules in manifest(result)["yields"]}
     assert yields["import"] == (BOXES + 5, drops)
     assert yields["crop"] == (BOXES, boxes)
-    assert yields["whole"] == yields["region"] == yields["checks"] == (BOXES, {})
-    assert yields["best"] == (kept, {"beyond_quantile": BOXES - kept})
+    assert yields["whole"] == yields["region"] == (BOXES, {})
+    assert yields["filter"] == (kept, {"beyond_quantile": BOXES - kept})
     assert yields["context"] == (kept, {})
     fates = pl.read_parquet(Path(result["manifest"]).parent / "fates.parquet")
     of_samples = fates.filter(pl.col("level") == "sample")
@@ -120,7 +120,7 @@ def test_another_threshold_asks_nothing_and_another_prompt_asks_that_question_on
     with MllmServer() as server:
         first = build(server)
         asked = server.counts.total()
-        stricter = build(server, clip_keep=0.5, class_rank=6)
+        stricter = build(server, filter={"clip_keep": 0.5, "class_rank": 6})
         assert server.counts.total() == asked and 0 < stricter["records"] < first["records"]
         without = build(server, context=False)
         assert server.counts.total() == asked and without["records"] == first["records"]

@@ -6,7 +6,7 @@ from tasks.draw_variants import Draws, draw_variants
 from tests.tasks.examples import rows
 from tests.tasks.tables_of_samples import samples_of
 
-DRAWS = Draws({"whole": ("image_id", 10), "part": ("sample_id", 10)})
+DRAWS = Draws({"whole": "image_id", "part": "sample_id"}, 10)
 
 
 def drawn(build, count, draws=DRAWS):

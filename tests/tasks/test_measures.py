@@ -1,13 +1,12 @@
-"""Measures of pictures and texts, and the rules of HoneyPipe just above and below their bounds."""
+"""Measures of pictures and texts, and their bounds, just above and just below."""
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.honeypipe import HoneypipeConfig
 from infra import samples
-from tasks.filter_samples import filter_samples
+from tasks.filter_by_form import FormFilter, filter_by_form
 from tasks.measure_images import measure_images
 from tasks.measure_texts import TextMeasures, measure_texts, repetition
 from tests.tasks.examples import put, rows
@@ -79,13 +78,9 @@ def test_a_null_has_no_measure(build):
         ((64, 64), "a b c d a b c d a b c d a", "repeated_text"),  # 7 of 11
     ],
 )
-def test_rules_at_their_bounds(build, size, text, fate):
-    config = HoneypipeConfig.model_validate(
-        {"recipe": "honeypipe", "dataset": "x", "corpus": {"uri": "x"}, "store": {"uri": "x"},
-         "records": {"files": ["x"], "format": "conversations"}}
-    )  # fmt: skip
+def test_the_form_at_its_bounds(build, size, text, fate):
     images = put(build, "headers", "image_id width height", [("0", *size)])
     given_table = measure_images(build, sampled(build, instruction=[text]), images).samples
     measured = measure_texts(build, given_table, TextMeasures(("instruction",))).samples
-    found = filter_samples(build, measured, config.rules())
+    found = filter_by_form(build, measured, FormFilter())
     assert [row["rule"] for row in rows(build, found.drops)] == ([fate] if fate else [])
