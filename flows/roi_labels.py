@@ -10,9 +10,11 @@ from infra.build import Build
 from tasks.ask_model import ModelParams
 from tasks.choose_questions import QuestionParams, choose_questions
 from tasks.import_records import ImportParams
-from tasks.label_regions_of_interest import LabelParams, label_regions_of_interest
+from tasks.label_regions_of_interest import COLUMNS, LabelParams, label_regions_of_interest
 from tasks.map_attention import AttentionParams, MapParams, map_attention
 from tasks.report import Story
+
+OWN = {"mode", "question", "prompt", "answer", "thresholds", *COLUMNS}
 
 
 class RoiLabelsConfig(RecipeConfig):
@@ -30,6 +32,15 @@ class RoiLabelsConfig(RecipeConfig):
     )
     attention: AttentionParams = AttentionParams()
     labels: LabelParams = LabelParams()
+
+    @model_validator(mode="after")
+    def _no_other_columns(self) -> Self:
+        if taken := sorted(OWN.intersection(self.records.columns)):
+            raise ValueError(
+                f"records.columns: {', '.join(taken)} would be mixed up with the recipe's own;"
+                " give them other names"
+            )
+        return self
 
     @model_validator(mode="after")
     def _in_process(self) -> Self:

@@ -25,6 +25,9 @@ class Chosen(NamedTuple):
 
 
 Heads = Mapping[int, Sequence[int]]
+# Dimensions of hidden states in which sinks stand out, of the Llama 2 in each (the code of SD-RPN,
+# after github.com/seilk/VisAttnSink).
+_SINK_DIMS = {"llava-1.5-7b": (2533, 1415), "llava-1.5-13b": (2100, 4743)}
 _LLAVA, _QWEN = 1e-3, 1e-2
 # Beginning of the name, questions, grounding heads, sink heads, threshold of sinks.
 _LISTED: tuple[tuple[str, tuple[Mode, ...], Heads, Heads, float], ...] = (
@@ -44,13 +47,24 @@ _LISTED: tuple[tuple[str, tuple[Mode, ...], Heads, Heads, float], ...] = (
 )  # fmt: skip
 
 
+def sink_dims(model: str) -> tuple[int, ...]:
+    """Dimensions in which the sinks of a model stand out; none where they are not listed."""
+    return next(
+        (dims for listed, dims in _SINK_DIMS.items() if _name(model).startswith(listed)), ()
+    )
+
+
+def _name(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2].lower()
+
+
 def heads_of(model: str, mode: Mode, layers: int) -> Chosen:
     """The heads of a model, by its name on the hub or that of its folder.
 
     For a model that is not listed: all heads of one middle layer, as in the paper's general form,
     and no sinks.
     """
-    name = model.rstrip("/").rpartition("/")[2].lower()
+    name = _name(model)
     for listed, modes, grounding, sink, threshold in _LISTED:
         if name.startswith(listed) and mode in modes:
             return Chosen(grounding, sink, threshold, True)

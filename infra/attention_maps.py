@@ -17,8 +17,10 @@ SMALLEST = 4  # cells; a component with fewer grows to 3 x 3
 LARGEST = 225  # cells; a component with more is no region
 EIGHT = np.ones((3, 3), bool)  # neighbours of a cell, corners too
 UNIT = 1_000_000_000  # of weights where they are stored: 1 is the whole attention
+STRENGTH = 1_000  # of strengths of hidden states where they are stored
 
 Status = Literal["ok", "too_large", "too_weak"]
+SinkRule = Literal["attention", "norm", "dims"]
 
 
 class Thresholds(NamedTuple):
@@ -93,17 +95,29 @@ def stored(looked: np.ndarray) -> list[int]:
     return whole
 
 
+def stored_strengths(strengths: np.ndarray) -> list[int]:
+    """Strengths of hidden states, float32[cells], as they are stored: thousandths, in 32 bits."""
+    most = np.iinfo(np.int32).max
+    whole: list[int] = np.rint(np.minimum(strengths * STRENGTH, most, dtype=np.float64)).astype(
+        np.int64).tolist()  # fmt: skip
+    return whole
+
+
 def restored(values: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
     """A stored map as float32[height, width]."""
     return (np.asarray(values, np.float64) / UNIT).astype(np.float32).reshape(grid)
 
 
-def without_sinks(looked: np.ndarray, sink: np.ndarray, threshold: float) -> np.ndarray:
-    """A map with 0 where another one, of heads that show sinks, reaches a threshold.
+def without_sinks(
+    looked: np.ndarray, sink: np.ndarray, threshold: float, rule: SinkRule = "attention"
+) -> np.ndarray:
+    """A map with 0 where there is a sink. The maps stay as they are.
 
-    The code has 1e-3 for LLaVA and 1e-2 for Qwen. The maps stay as they are.
+    By the attention of heads that show sinks it is one from the threshold on (1e-3 for LLaVA, 1e-2
+    for Qwen, the code); by hidden states above it (the paper; the code).
     """
-    return np.where(sink >= threshold, np.float32(0), looked)
+    is_sink = sink >= threshold if rule == "attention" else sink > threshold
+    return np.where(is_sink, np.float32(0), looked)
 
 
 def blurred(looked: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from infra.mllm import Response
 
 # Heads by layer, both counted from 0; an empty sequence is all heads of that layer.
 Heads = Mapping[int, Sequence[int]]
+EPSILON = 1e-6  # of the RMS norm of hidden states, as SD-RPN's code
 
 
 class Supplied(NamedTuple):
@@ -65,10 +66,30 @@ class Looks(NamedTuple):
     over the whole sequence, so a row sums to less than 1. The prompt's own pass is no step:
     steps = generated tokens - 1. `grids` are (height, width) of each picture in visual tokens,
     which follow each other row by row. A prompt that the model has no room for has no rows.
+    `strength`, float32[visual tokens], is what was asked of `Hidden` states, else None.
     """
 
     response: Response
     rows: dict[str, np.ndarray]
+    grids: tuple[tuple[int, int], ...]
+    strength: np.ndarray | None = None
+
+
+class Hidden(NamedTuple):
+    """Hidden states as a text layer reads them at the prompt's own pass, one number a token: their
+    L2 norm, or with `dims` the largest magnitude in those after RMS normalisation.
+    """
+
+    layer: int
+    dims: tuple[int, ...] = ()
+
+
+class Apart(NamedTuple):
+    """Where each head looked by itself, float32[layers, heads, visual tokens], the mean over steps;
+    None where there was no step, or no room for the prompt.
+    """
+
+    rows: np.ndarray | None
     grids: tuple[tuple[int, int], ...]
 
 
@@ -212,21 +233,53 @@ def _appended(
 
 
 def attention(
-    local: LocalModel, heads: Mapping[str, Heads], prompts: Sequence[Prompt]
+    local: LocalModel,
+    heads: Mapping[str, Heads],
+    prompts: Sequence[Prompt],
+    hidden: Hidden | None = None,
 ) -> list[Looks]:
     """Answers, and for each its attention to the visual tokens, averaged as `heads` say by name.
 
-    Raises PairmillError for layers or heads that the model does not have, and for pictures whose
-    visual tokens form no grid.
+    With `hidden` also what these say of the visual tokens. Raises PairmillError for layers, heads
+    or dimensions that the model does not have, and for pictures whose visual tokens form no grid.
     """
     loaded = load(local)
     _check_heads(loaded, heads)
+    _check_hidden(loaded, hidden)
 
     def part(some: Sequence[Prompt]) -> list[Looks]:
         return _looks(loaded, heads, some)
 
+    with loaded.busy, _watching(loaded), _reading(loaded, hidden):
+        return in_batches(loaded, prompts, part)
+
+
+def heads_apart(local: LocalModel, prompts: Sequence[Prompt]) -> list[Apart]:
+    """Where every head of every layer looked while the model answered, prompt by prompt.
+
+    One prompt at a time, so that it depends on no companion. Raises PairmillError for pictures
+    whose visual tokens form no grid.
+    """
+    loaded = load(local)
+
+    def part(some: Sequence[Prompt]) -> list[Apart]:
+        return [_apart(loaded, prompt) for prompt in some]
+
     with loaded.busy, _watching(loaded):
         return in_batches(loaded, prompts, part)
+
+
+def _apart(loaded: Loaded, prompt: Prompt) -> Apart:
+    inputs = encode(loaded, [prompt])
+    if any(misfits(loaded, [prompt], inputs)):
+        return Apart(None, ())
+    visual = inputs["input_ids"] == loaded.network.config.image_token_id
+    (grids,) = _grids(loaded, inputs, [prompt], visual.sum(1).tolist())
+    _watch.columns, _watch.apart = visual[0].nonzero()[:, 0], {}
+    steps = write(loaded, [prompt], inputs).sequences.shape[1] - inputs["input_ids"].shape[1] - 1
+    sums = [total.cpu().numpy() for _, total in sorted(_watch.apart.items())]
+    _check_watched(loaded, bool(sums), steps)
+    return Apart(np.stack(sums) / np.float32(steps) if sums else None, grids)
 
 
 def _looks(loaded: Loaded, heads: Mapping[str, Heads], prompts: Sequence[Prompt]) -> list[Looks]:
@@ -249,7 +302,8 @@ def _looks(loaded: Loaded, heads: Mapping[str, Heads], prompts: Sequence[Prompt]
         used = max(0, (answer.usage or {})["output"] - 1)
         columns = visual[at].nonzero()[:, 0]
         rows = {name: _columns(steps[name][:used], at, columns) for name in heads}
-        found.append(Looks(answer, rows, grids[at]))
+        strong = None if _watch.strength is None else _watch.strength[at, columns].cpu().numpy()
+        found.append(Looks(answer, rows, grids[at], strong))
     return found
 
 
@@ -273,20 +327,32 @@ def watched(
     for name, layers in heads.items():
         used = sum(len(chosen) or count for chosen in layers.values())
         steps[name] = [total / used for _, total in sorted(_watch.sums[name].items())]
-    if not all(steps.values()) and written.shape[1] > inputs["input_ids"].shape[1] + 1:
+    _check_watched(loaded, all(steps.values()), written.shape[1] - inputs["input_ids"].shape[1] - 1)
+    return written, steps
+
+
+def _check_watched(loaded: Loaded, is_watched: bool, steps: int) -> None:
+    if steps > 0 and not is_watched:
         raise PairmillError(
             f"models: the attention of {loaded.local.name!r} can't be watched: its architecture"
             " does not use the attention interface of transformers; use another model"
         )
-    return written, steps
 
 
 class _Watch(threading.local):
-    """Sums over heads, by name and length of the sequence, of the generation of this thread."""
+    """Sums over heads, by name and length of the sequence, of the generation of this thread; sums
+    over steps, by layer, of every head onto some columns; strengths of hidden states.
+    """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.heads: Mapping[str, Heads] = {}
         self.sums: dict[str, dict[int, Any]] = {}
+        self.columns: Any = None
+        self.apart: dict[int, Any] = {}
+        self.strength: Any = None
 
 
 _watch = _Watch()
@@ -306,7 +372,36 @@ def _watching(loaded: Loaded) -> Iterator[None]:
         yield
     finally:
         loaded.network.set_attn_implementation({"text_config": before})
-        _watch.heads, _watch.sums = {}, {}
+        _watch.clear()
+
+
+@contextmanager
+def _reading(loaded: Loaded, hidden: Hidden | None) -> Iterator[None]:
+    """While it lasts, strengths are taken of what a text layer reads of a prompt."""
+    if hidden is None:
+        yield
+        return
+
+    def keep(_: Any, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        states = given[0] if given else named["hidden_states"]
+        if states.shape[1] > 1:
+            _watch.strength = _strength(states, hidden.dims)
+
+    layer = loaded.network.get_decoder().layers[hidden.layer]
+    hook = layer.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _strength(states: Any, dims: Sequence[int]) -> Any:
+    """One number a token of [prompts, tokens, dimensions]; see `Hidden`."""
+    states = states.float()
+    if not dims:
+        return states.norm(dim=-1)
+    scale = (states.square().mean(-1) + EPSILON).rsqrt()
+    return states[..., list(dims)].abs().amax(-1) * scale
 
 
 def _attend(
@@ -343,6 +438,8 @@ def _keep(layer: int, weights: Any) -> None:
             chosen = weights[:, list(layers[layer])] if layers[layer] else weights
             sums = _watch.sums[name]
             sums[length] = sums.get(length, 0) + chosen.sum(1)
+    if _watch.columns is not None:
+        _watch.apart[layer] = _watch.apart.get(layer, 0) + weights[0][:, _watch.columns]
 
 
 def _check_heads(loaded: Loaded, heads: Mapping[str, Heads]) -> None:
@@ -356,6 +453,16 @@ def _check_heads(loaded: Loaded, heads: Mapping[str, Heads]) -> None:
                 f"heads.{name}: {loaded.local.name!r} has layers 0 to {layers - 1} with heads 0 to"
                 f" {count - 1}; name some of them"
             )
+
+
+def _check_hidden(loaded: Loaded, hidden: Hidden | None) -> None:
+    text = loaded.network.config.get_text_config()
+    layers, wide = text.num_hidden_layers, text.hidden_size
+    if hidden and not (0 <= hidden.layer < layers and all(0 <= d < wide for d in hidden.dims)):
+        raise ConfigError(
+            f"sinks: {loaded.local.name!r} has layers 0 to {layers - 1} with dimensions 0 to"
+            f" {wide - 1}; name some of them"
+        )
 
 
 def _grids(

@@ -194,7 +194,8 @@ def sd_rpn(rows: pl.DataFrame) -> Files:
     {question_id, prompt, text (the model's own answer), image, sink_attn, grounding_attn_o2i}: the
     attention of each cell, sinks still in the map (github.com/YuHengsss/SD-RPN). Its authors pickle
     the same records; loading a pickle runs whatever code is in it. Without heads that show sinks,
-    sink_attn is 0 everywhere. Of columns question, answer, grounding, sink (in billionths).
+    sink_attn is 0 everywhere; where hidden states show them, it is 1 for sinks and 0 for the rest.
+    Of columns question, answer, grounding, sink (in billionths), sink_rule, sink_threshold.
 
     `regions/` beside it has what we make of them: labels of cells (1, 0, -1) row by row, the box
     around the foreground and those of its regions, in pixels of the picture.
@@ -228,6 +229,8 @@ def _regions_found(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sd_rpn(row: Mapping[str, Any]) -> dict[str, Any]:
     sink = row["sink"] or [0] * len(row["grounding"])
+    if row["sink_rule"] in ("norm", "dims"):  # 1 where the trainer's own threshold is to find one
+        sink = [UNIT * (strength > row["sink_threshold"]) for strength in sink]
     return {
         "question_id": row["sample_id"],
         "prompt": row["question"],

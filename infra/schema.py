@@ -43,7 +43,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # Files of the corpus with records about its images.
     "files": _fields(key=pa.string(), stamp=pa.string()),
-    # Where a model looked while it answered: weights onto the cells of a grid, in billionths.
+    # Where a model looked while it answered: weights onto the cells of a grid, in billionths; by
+    # the sink rules norm and dims, `sink` and its threshold are in thousandths.
     "maps": _fields(
         map_id=ID,
         image_id=ID,
@@ -54,6 +55,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         width=pa.int32(),
         grounding=pa.list_(pa.int32()),
         sink=pa.list_(pa.int32()),
+        sink_rule=pa.string(),
         sink_threshold=pa.int32(),
         heads=pa.string(),
     ),

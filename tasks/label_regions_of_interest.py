@@ -3,6 +3,7 @@
 SD-RPN, arXiv 2509.16944, and its released code.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +25,10 @@ from infra.attention_maps import (
 )
 from infra.build import Build
 from infra.ledger import stage
-from infra.tables import Table
+from infra.tables import Shard, Table
 
 MILLION = 1_000_000
+ROWS = 1_024  # labelled samples that are written as one shard: some 8 MB in memory
 
 
 class LabelParams(BaseModel):
@@ -101,6 +103,8 @@ COLUMNS: dict[str, Any] = {
     "heads": pl.String,
     "grounding": pl.List(pl.Int32),
     "sink": pl.List(pl.Int32),
+    "sink_rule": pl.String,
+    "sink_threshold": pl.Int64,
     "cleaned": pl.List(pl.Int32),
     "labels": pl.List(pl.Int8),
     "foreground": pl.Int64,
@@ -112,7 +116,7 @@ COLUMNS: dict[str, Any] = {
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "given": tables.ALL,
         "maps": tables.ALL,
@@ -124,36 +128,65 @@ def label_regions_of_interest(
 ) -> Labelled:
     """Pseudo-labels of cells (1, 0, -1), their box and boxes of regions in the picture's pixels.
 
-    A map is labelled without its sinks, shard by shard. `box` is the one around the foreground,
-    `boxes` those of connected regions one after the other, the strongest first; both are left, top,
-    right, bottom, whole pixels, cut to the picture. A sample is dropped as too_weak (value: the
-    maximum), too_large (value: the share of the grid; both in millionths), or in_padding.
+    A map is labelled without its sinks. Maps are read shard by shard and samples written in shards
+    of ROWS, so that as many labels are in memory, however many there are. `box` is the one around
+    the foreground, `boxes` those of connected regions one after the other, the strongest first;
+    both are left, top, right, bottom, whole pixels, cut to the picture. A sample is dropped as
+    too_weak (value: the maximum), too_large (value: the share of the grid; both in millionths), or
+    in_padding.
     """
     sizes = tables.frame(build.store, images).select("image_id", "width", "height")
     squares = {name: Square(width, height) for name, width, height in sizes.iter_rows()}
     rows = tables.frame(build.store, given)
+    said = f"{params.foreground:g} {params.background:g} {params.largest:g} {params.weakest:g}"
+    gone: list[dict[str, Any]] = []
+    shards: list[Shard] = []
+    for judged in _in_parts(_judged(build, rows, maps, squares, params)):
+        lost = judged.filter(pl.col("status") != "ok").select("sample_id", "status", "value")
+        gone += [{"id": name, "rule": rule, "value": value} for name, rule, value in lost.rows()]
+        kept = judged.filter(pl.col("status") == "ok").drop("value")
+        part = samples.write(build.store, kept.with_columns(pl.lit(said).alias("thresholds")))
+        shards += part.shards if part.rows or not shards else ()
+    return Labelled(
+        Table("samples", tuple(shards)),
+        samples.write_drops(build.store, samples.drops(gone, "label_regions_of_interest")),
+    )
+
+
+def _judged(
+    build: Build,
+    rows: pl.DataFrame,
+    maps: Table,
+    squares: Mapping[str, Square],
+    params: LabelParams,
+) -> Iterator[pl.DataFrame]:
+    """Samples beside what their maps say, one shard of maps after the other."""
     wanted = set(rows["map_id"])
-    found = [pl.DataFrame([], COLUMNS)]
+    yield rows.clear().join(pl.DataFrame([], COLUMNS), on="map_id", how="inner").drop("map_id")
     for part in tables.shards(build.store, maps):
         used = part.filter(pa.array([name in wanted for name in part["map_id"].to_pylist()]))
         labelled = [_labelled(row, squares[row["image_id"]], params) for row in used.to_pylist()]
-        found.append(pl.DataFrame(labelled, COLUMNS, orient="row"))
-    judged = rows.join(pl.concat(found), on="map_id", how="left").drop("map_id")
-    lost = judged.filter(pl.col("status") != "ok").select("sample_id", "status", "value")
-    gone = [{"id": name, "rule": rule, "value": value} for name, rule, value in lost.iter_rows()]
-    said = f"{params.foreground:g} {params.background:g} {params.largest:g} {params.weakest:g}"
-    kept = judged.filter(pl.col("status") == "ok").drop("value")
-    return Labelled(
-        samples.write(build.store, kept.with_columns(pl.lit(said).alias("thresholds"))),
-        samples.write_drops(build.store, samples.drops(gone, "label_regions_of_interest")),
-    )
+        found = pl.DataFrame(labelled, COLUMNS, orient="row")
+        yield rows.join(found, on="map_id", how="inner").drop("map_id")
+
+
+def _in_parts(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Frames joined until they have ROWS rows; the last one has fewer, perhaps none."""
+    held = [next(frames)]
+    for frame in frames:
+        held.append(frame)
+        if sum(part.height for part in held) >= ROWS:
+            yield pl.concat(held)
+            held = [frame.clear()]
+    yield pl.concat(held)
 
 
 def _labelled(row: dict[str, Any], square: Square, params: LabelParams) -> dict[str, Any]:
     grid = row["height"], row["width"]
     cleaned = looked = restored(row["grounding"], grid)
     if row["sink"]:
-        cleaned = without_sinks(looked, np.reshape(row["sink"], grid), row["sink_threshold"])
+        sink = np.reshape(row["sink"], grid)
+        cleaned = without_sinks(looked, sink, row["sink_threshold"], row["sink_rule"])
     padding = padding_cells(grid, square) if params.padding else None
     labels = label_cells(cleaned, params.thresholds, padding, params.margin)
     counts = {name: int((labels.cells == value).sum()) for name, value in _LABELS.items()}
@@ -170,6 +203,8 @@ def _labelled(row: dict[str, Any], square: Square, params: LabelParams) -> dict[
         "heads": row["heads"],
         "grounding": row["grounding"],
         "sink": row["sink"],
+        "sink_rule": row["sink_rule"],
+        "sink_threshold": row["sink_threshold"],
         "cleaned": attention_maps.stored(cleaned),
         "labels": labels.cells.ravel().tolist(),
         **counts,

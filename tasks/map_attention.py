@@ -4,32 +4,32 @@ SD-RPN, arXiv 2509.16944, and its released code. Nothing is computed twice for t
 question and model: the next build starts from these maps, and an interrupted one from its receipts.
 """
 
-import io
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import attention_maps, corpus, images, samples, tables
-from infra.attention_heads import Chosen, Mode, heads_of
-from infra.attention_maps import UNIT, mean_map, stored
+from infra import corpus, receipts, samples, tables
+from infra.attention_heads import Chosen, Mode, heads_of, sink_dims
+from infra.attention_maps import STRENGTH, UNIT, mean_map, stored, stored_strengths
+from infra.attention_prompts import watched_prompt
 from infra.build import Build
 from infra.canonical import digest, settings
 from infra.cluster import Crash, halves
 from infra.corpus import Source
-from infra.ledger import Ledger, stage, unless_dropped_by
-from infra.local_mllm import LocalModel, Prompt, Shown, load
-from infra.local_probes import Looks, attention
+from infra.errors import ConfigError
+from infra.ledger import stage, unless_dropped_by
+from infra.local_mllm import LocalModel, Prompt, load
+from infra.local_probes import Hidden, Looks, attention
 from infra.schema import SCHEMAS
-from infra.store import Store, listed
+from infra.store import Store
 from infra.tables import Shard, Table
 
 SHARD = 64  # maps that a worker makes before it writes them down
+CODE_TAU = 20.0  # of `dims`, as SD-RPN's code
 
 
 class HeadsParams(BaseModel):
@@ -44,6 +44,48 @@ class HeadsParams(BaseModel):
     sink_threshold: float = Field(
         1e-2, gt=0, le=1, description="Mean attention from which a cell is a sink."
     )
+
+
+class SinkParams(BaseModel):
+    """Sinks by the hidden states of visual tokens, in place of heads that show them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    by: Literal["norm", "dims"] = Field(
+        description="`norm`: the L2 norm is above `above` (the paper's rule). `dims`: the largest"
+        " magnitude in `dims`, after RMS normalisation, is (shipped with the code)."
+    )
+    above: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="`dims`: null is 20 (the code). `norm`: required, since no number is given in"
+        " the source and norms differ from model to model; with one that is too high the column"
+        " `sink` shows all norms, in thousandths.",
+    )
+    dims: list[int] = Field(
+        [],
+        description="Dimensions; empty: those that the code lists, 2533 and 1415 for LLaVA-1.5-7B,"
+        " 2100 and 4743 for 13B, both on Llama 2.",
+    )
+    layer: int | None = Field(
+        None,
+        ge=0,
+        description="Text layer, from 0, whose input is looked at. Which one is not given in the"
+        " source; null is the first one with grounding heads, our own default: what they read.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.by == "norm" and self.above is None:
+            raise ValueError("above is required by norm: the source gives no number")
+        if self.by == "norm" and self.dims:
+            raise ValueError("dims are not used by norm; leave them out")
+        return self
+
+    @property
+    def threshold(self) -> float:
+        return self.above or CODE_TAU
 
 
 class AttentionParams(BaseModel):
@@ -63,6 +105,9 @@ class AttentionParams(BaseModel):
         description="Heads by mode, in place of those that the code lists for the model; for a"
         " model that it does not list, all heads of the layer at 0.45 of the depth: the paper's"
         " general form is one middle layer, which one is not given in the source; our own default.",
+    )
+    sinks: dict[Mode, SinkParams] = Field(
+        {}, description="Sinks by hidden states, by mode, in place of heads that show sinks."
     )
 
 
@@ -102,12 +147,14 @@ class Job(NamedTuple):
 
 def meaning(params: MapParams) -> Any:
     """Weights and settings that decide answers and maps, not where or how many at once."""
-    about = params.model_dump(mode="json", include={"max_tokens", "square_pixels", "heads"})
+    about = params.model_dump(
+        mode="json", include={"max_tokens", "square_pixels", "heads", "sinks"}
+    )
     return settings({**about, "model": params.local.model})
 
 
 @stage(
-    version=1,
+    version=2,
     reads={"given": tables.ALL},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),
@@ -124,9 +171,10 @@ def map_attention(
     rows = tables.frame(build.store, given)
     names = [_map_id(*row) for row in rows.select("image_id", "mode", "prompt").iter_rows()]
     rows = rows.with_columns(pl.Series("map_id", names, pl.String))
-    job = Job(build.corpus, build.store, params, digest([1, meaning(params)])[:20])
-    known = [*(before.maps.shards if before else ()), *_receipts(job)]
-    kept, have = _kept(build.store, known, set(names))
+    job = Job(build.corpus, build.store, params, digest([2, meaning(params)])[:20])
+    done = receipts.read(build.store, "map_attention", job.family)
+    known = [*(before.maps.shards if before else ()), *done]
+    kept, have = receipts.wanted(build.store, "maps", "map_id", known, set(names))
     todo = rows.filter(~pl.col("map_id").is_in(list(have))).unique("map_id")
     new, crashed = _run(build, job, _looks_of(build, todo, objects))
     maps = Table("maps", tuple(dict.fromkeys([*kept, *new])))
@@ -144,32 +192,6 @@ def map_attention(
 
 def _map_id(image_id: str, mode: str, prompt: str) -> str:
     return digest([image_id, mode, prompt])
-
-
-def _receipts(job: Job) -> Iterator[Shard]:
-    """Shards that a build wrote which did not come to its end."""
-    prefix = f"ledger/map_attention/{job.family}/receipts/"
-    for stat in listed(job.store, prefix):
-        yield Shard(*json.loads(job.store.get(stat.key))["shard"])
-
-
-def _kept(store: Store, known: Sequence[Shard], wanted: set[str]) -> tuple[list[Shard], set[str]]:
-    """Shards with the known maps that are wanted, each map once, and their ids.
-
-    A shard in which all are wanted stays as it is.
-    """
-    found: list[Shard] = []
-    have: set[str] = set()
-    for shard in dict.fromkeys(known):
-        part = tables.read(store, Table("maps", (shard,)))
-        names = part["map_id"].to_pylist()
-        mask = [name in wanted and name not in have for name in names]
-        if all(mask):
-            found.append(shard)
-        elif any(mask):
-            found.append(tables.write_shard(store, part.filter(pa.array(mask)), "maps"))
-        have.update(name for name, is_kept in zip(names, mask, strict=True) if is_kept)
-    return found, have
 
 
 def _looks_of(build: Build, todo: pl.DataFrame, objects: Table) -> list[tuple[Look, ...]]:
@@ -225,16 +247,19 @@ def look(job: Job, part: Sequence[Look]) -> list[Any]:
     """Make the maps of a shard of one mode, write them and, last, their receipt; the shard."""
     local = job.params.local
     chosen = _heads(job.params, part[0].mode)
+    sinks = job.params.sinks.get(part[0].mode)
+    hidden = _hidden(job.params, sinks, chosen) if sinks else None
     rows: list[dict[str, Any]] = []
     for at in range(0, len(part), local.batch_size):
         batch = part[at : at + local.batch_size]
         prompts = [_prompt(job, item) for item in batch]
-        heads = {"grounding": chosen.grounding, "sink": chosen.sink}
-        looks = attention(local, {name: some for name, some in heads.items() if some}, prompts)
-        rows += [_row(*pair, chosen) for pair in zip(batch, looks, strict=True)]
+        heads = {"grounding": chosen.grounding, "sink": {} if hidden else chosen.sink}
+        used = {name: some for name, some in heads.items() if some}
+        looks = attention(local, used, prompts, hidden)
+        pairs = zip(batch, looks, strict=True)
+        rows += [{**_row(*pair), **_about_sinks(chosen, sinks, hidden)} for pair in pairs]
     shard = tables.write_shard(job.store, pa.Table.from_pylist(rows, SCHEMAS["maps"]), "maps")
-    receipts = f"{job.family}/receipts"
-    Ledger(job.store).write("map_attention", receipts, shard.sha256, {"shard": list(shard)})
+    receipts.write(job.store, "map_attention", job.family, shard)
     return list(shard)
 
 
@@ -245,53 +270,60 @@ def _heads(params: MapParams, mode: Mode) -> Chosen:
     return heads_of(params.local.name, mode, depth)
 
 
+def _hidden(params: MapParams, sinks: SinkParams, chosen: Chosen) -> Hidden:
+    """The hidden states by which sinks are found."""
+    layer = min(chosen.grounding) if sinks.layer is None else sinks.layer
+    if sinks.by == "norm":
+        return Hidden(layer)
+    dims = tuple(sinks.dims) or sink_dims(params.local.name)
+    if not dims:
+        raise ConfigError(
+            f"attention.sinks: no dimensions are listed for {params.local.name!r}; name them in"
+            " dims, or use norm"
+        )
+    return Hidden(layer, dims)
+
+
 def _prompt(job: Job, item: Look) -> Prompt:
-    data = squared(corpus.fetch(job.corpus, item.source), job.params.square_pixels)
-    return Prompt(
-        item.map_id,
-        "",
-        (Shown("", data),),
-        item.prompt,
-        max_tokens=job.params.max_tokens,
-        temperature=0.0,
-    )
+    data, params = corpus.fetch(job.corpus, item.source), job.params
+    return watched_prompt(item.map_id, data, item.prompt, params.square_pixels, params.max_tokens)
 
 
-def squared(data: bytes, pixels: int | None) -> bytes:
-    """A picture padded to a grey square of so many pixels, without loss, as PNG."""
-    header = images.read_header(data, images.MOST_PIXELS)
-    side = math.isqrt(pixels) if pixels else None
-    short = min(header.width, header.height)
-    if side is not None:
-        short = max(1, min(short, short * side // max(header.width, header.height)))
-    picture = images.decode(data, short, images.MOST_PIXELS)
-    buffer = io.BytesIO()
-    attention_maps.square_of(picture, side).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _row(item: Look, looked: Looks, chosen: Chosen) -> dict[str, Any]:
+def _row(item: Look, looked: Looks) -> dict[str, Any]:
     answer = looked.response
     row = {
         "map_id": item.map_id,
         "image_id": item.image_id,
         "status": answer.status,
         "answer": answer.text.strip(),
-        "sink_threshold": round(chosen.threshold * UNIT),
-        "heads": _named(chosen),
     }
     if not looked.grids:
         return row
     (height, width), *_ = looked.grids
     rows = looked.rows["grounding"]
     maps = {name: stored(mean_map(some, (height, width))) for name, some in looked.rows.items()}
+    if looked.strength is not None:
+        maps["sink"] = stored_strengths(looked.strength)
     return {**row, "steps": len(rows), "height": height, "width": width, **maps}
 
 
-def _named(chosen: Chosen) -> str:
-    """Heads as text: `14:13,24,26`, and after a bar those that show sinks."""
-    parts = []
-    for heads in (chosen.grounding, chosen.sink):
-        layers = (f"{layer}:{','.join(map(str, some)) or 'all'}" for layer, some in heads.items())
-        parts.append(" ".join(layers))
-    return " | ".join(filter(None, parts))
+def _about_sinks(chosen: Chosen, sinks: SinkParams | None, hidden: Hidden | None) -> dict[str, Any]:
+    """The rule of a map's sinks, and its heads as text: `14:13,24,26`, after a bar those that show
+    sinks, or the hidden states that do.
+    """
+    looking = _named(chosen.grounding)
+    if sinks and hidden:
+        where = f" in {','.join(map(str, hidden.dims))}" if hidden.dims else ""
+        said = f"{sinks.by} of layer {hidden.layer}{where} > {sinks.threshold:g}"
+        threshold = round(sinks.threshold * STRENGTH)
+        return {"heads": f"{looking} | {said}", "sink_rule": sinks.by, "sink_threshold": threshold}
+    return {
+        "heads": " | ".join(filter(None, (looking, _named(chosen.sink)))),
+        "sink_rule": "attention" if chosen.sink else None,
+        "sink_threshold": round(chosen.threshold * UNIT),
+    }
+
+
+def _named(heads: Mapping[int, Sequence[int]]) -> str:
+    layers = (f"{layer}:{','.join(map(str, some)) or 'all'}" for layer, some in heads.items())
+    return " ".join(layers)

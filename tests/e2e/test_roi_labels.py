@@ -238,6 +238,18 @@ def test_a_new_sample_is_looked_at_alone_and_the_result_is_that_of_a_full_run(
     assert delta["digest"] == run(tmp_path / "full", corpus)["digest"]
 
 
+@pytest.mark.parametrize("name", ["answer", "boxes"])
+def test_a_column_of_the_records_that_the_recipe_writes_itself_is_refused(scenes, tmp_path, name):
+    columns = {"image": "image", "instruction": "question", name: name}
+    records = {"files": ["questions.json"], "format": "rows", "columns": columns}
+    with pytest.raises(ConfigError, match=f"{name} would be mixed up"):
+        load_config(
+            write_config(
+                tmp_path, "roi_labels", scenes[0], None, **{**SECTIONS, "records": records}
+            )
+        )
+
+
 def test_an_endpoint_is_refused_in_one_line(scenes, tmp_path):
     with MllmServer() as server, pytest.raises(ConfigError, match="gives no attention"):
         load_config(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.attention_heads import heads_of
+from infra.attention_heads import heads_of, sink_dims
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,9 @@ def test_listed_heads(model, mode, grounding, sink, threshold):
 def test_another_model_has_one_middle_layer_and_says_that_it_is_not_listed():
     assert heads_of("models/qwen", "natural", 28) == ({13: ()}, {}, 1e-2, False)
     assert heads_of("Qwen/Qwen2.5-VL-72B-Instruct", "natural", 80).grounding == {36: ()}
+
+
+def test_dimensions_of_sinks_are_listed_for_llama_2_alone():
+    assert sink_dims("llava-hf/llava-1.5-7b-hf") == (2533, 1415)
+    assert sink_dims("llava-hf/llava-1.5-13b-hf") == (2100, 4743)
+    assert sink_dims("Qwen/Qwen2.5-VL-7B-Instruct") == ()

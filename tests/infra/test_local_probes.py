@@ -6,7 +6,7 @@ import torch
 
 from infra.errors import ConfigError, PairmillError
 from infra.local_mllm import LocalModel, Prompt, encode, generate, load
-from infra.local_probes import Supplied, attention, log_probs
+from infra.local_probes import Hidden, Supplied, attention, heads_apart, log_probs
 from tests.infra.test_local_mllm import KINDS, prompt
 
 ANSWERS = ("A red leaf.", "No.", "The same, but larger, and on a green table at night.")
@@ -249,3 +249,55 @@ def test_a_prompt_without_room_has_no_rows_and_the_others_have(local):
 def test_heads_that_a_model_does_not_have_are_refused(local, heads):
     with pytest.raises(ConfigError, match="layers 0 to 1 with heads 0 to 3"):
         attention(local, heads, [prompt(0)])
+
+
+# Hidden states, and every head by itself -----------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_strengths_are_those_of_the_library_s_own_hidden_states(local, layer):
+    """The norm, and the largest of some dimensions after RMS normalisation, written out."""
+    loaded, prompts = load(local), [prompt(n) for n in range(3)]
+    norms = attention(local, HEADS, prompts, Hidden(layer))
+    peaks = attention(local, HEADS, prompts, Hidden(layer, (3, 17)))
+    for asked, norm, peak in zip(prompts, norms, peaks, strict=True):
+        inputs = encode(loaded, [asked])
+        with torch.inference_mode():
+            plain = loaded.network(**inputs, output_hidden_states=True)
+        visual = (inputs["input_ids"][0] == loaded.network.config.image_token_id).numpy()
+        states = plain.hidden_states[layer][0].double().numpy()[visual]
+        assert norm.strength.dtype == np.float32
+        assert np.allclose(norm.strength, np.sqrt((states**2).sum(1)), rtol=1e-5)
+        normal = states / np.sqrt((states**2).mean(1, keepdims=True) + 1e-6)
+        assert np.allclose(peak.strength, abs(normal[:, [3, 17]]).max(1), rtol=1e-5)
+
+
+def test_strengths_are_of_what_was_asked_for_alone_and_change_nothing(local):
+    prompts = [prompt(n) for n in range(2)]
+    plain, read = (attention(local, HEADS, prompts, hidden) for hidden in (None, Hidden(1)))
+    assert [looks.strength for looks in plain] == [None, None]
+    assert [looks.response for looks in plain] == [looks.response for looks in read]
+    assert attention(local, HEADS, prompts)[0].strength is None
+
+
+@pytest.mark.parametrize("hidden", [Hidden(2), Hidden(-1), Hidden(0, (32,))])
+def test_hidden_states_that_a_model_does_not_have_are_refused(local, hidden):
+    with pytest.raises(ConfigError, match="layers 0 to 1 with dimensions 0 to 31"):
+        attention(local, HEADS, [prompt(0)], hidden)
+
+
+def test_heads_apart_are_those_of_attention_to_each_head(local):
+    prompts = [prompt(n) for n in range(3)]
+    named = {f"{layer} {head}": {layer: [head]} for layer in range(2) for head in range(4)}
+    for looks, apart in zip(attention(local, named, prompts), heads_apart(local, prompts),
+                            strict=True):  # fmt: skip
+        assert apart.grids == looks.grids
+        if not len(looks.rows["0 0"]):
+            assert apart.rows is None
+            continue
+        rows = [looks.rows[name].mean(0) for name in named]
+        assert np.allclose(apart.rows.reshape(8, -1), rows, atol=1e-5)
+
+
+def test_a_prompt_without_room_has_no_heads_apart(local):
+    assert heads_apart(local, [prompt(0, text="What is it? " * 2000)]) == [(None, ())]

@@ -17,6 +17,7 @@ def attended(n: int, sink: list[int] | None) -> dict:
         "question": "Where?\n", "response": "There.", "answer": "here", "grid_height": 1,
         "grid_width": 2, "grounding": [5_000_000, 250_000_000], "sink": sink, "labels": [0, 1],
         "box": [1, 2, 3, 4], "boxes": [1, 2, 3, 4, 5, 6, 7, 8],
+        "sink_rule": sink and "attention", "sink_threshold": 10_000_000,
     }  # fmt: skip
 
 
@@ -42,3 +43,9 @@ def test_attention_is_a_share_again_and_without_heads_that_show_sinks_there_are_
     found = json.loads(files["regions/train-00001.jsonl"])
     assert found["boxes"] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert (found["labels"], found["grid"], found["answer"]) == ([0, 1], [1, 2], "There.")
+
+
+def test_sinks_that_hidden_states_show_are_1_so_that_any_threshold_of_the_trainer_finds_them():
+    row = attended(0, [20_000, 20_001]) | {"sink_rule": "dims", "sink_threshold": 20_000}
+    (line,) = dict(EXPORTS["sd_rpn"](pl.DataFrame([row])))["sd_rpn/train-00000.jsonl"].splitlines()
+    assert json.loads(line)["sink_attn"] == [0, 1]

@@ -1,11 +1,18 @@
 """SD-RPN's labels of maps that show one thing at a time, each threshold from both sides."""
 
+import io
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from infra import samples, tables
+from infra.folder import FolderStore
+from tasks import label_regions_of_interest as stage
 from tasks.label_regions_of_interest import LabelParams, label_regions_of_interest
 from tests.tasks.examples import rows
 
@@ -22,14 +29,20 @@ def blob(top, left, bottom, right, height=PEAK):
     return looked
 
 
-def label(build, looked, params=PLAIN, sink=None, size=(240, 240)):
-    """The record of one map, or its drop."""
-    row = {
-        "map_id": "m", "image_id": "i", "status": "answered", "answer": "it", "steps": 3,
-        "height": GRID, "width": GRID, "grounding": looked.ravel().tolist(),
-        "sink": None if sink is None else sink.ravel().tolist(),
-        "sink_threshold": 10_000_000, "heads": "1:all",
+def map_row(looked, name="m", **more):
+    return {
+        "map_id": name, "image_id": "i", "status": "answered", "answer": "it", "steps": 3,
+        "height": GRID, "width": GRID, "grounding": looked.ravel().tolist(), "sink": None,
+        "sink_rule": None, "heads": "1:all", "sink_threshold": 0, **more,
     }  # fmt: skip
+
+
+def label(
+    build, looked, params=PLAIN, sink=None, size=(240, 240), rule="attention", level=10_000_000
+):
+    """The record of one map, or its drop."""
+    shown = {} if sink is None else {"sink": sink.ravel().tolist(), "sink_rule": rule}
+    row = map_row(looked, **shown, sink_threshold=level)
     maps = tables.write(build.store, "maps", [row])
     given = samples.write(
         build.store, pl.DataFrame({"sample_id": ["s"], "image_id": ["i"], "map_id": ["m"]})
@@ -107,6 +120,69 @@ def test_a_cell_is_a_sink_from_the_threshold_on(build, height, is_sink):
     else:
         assert record.get("rule") == "too_large" or cells(record)[11, 0] == 1
     assert record.get("grounding", looked.ravel().tolist()) == looked.ravel().tolist()
+
+
+@pytest.mark.parametrize("rule", ["norm", "dims"])
+@pytest.mark.parametrize(("strength", "is_sink"), [(20_000, False), (20_001, True)])
+def test_by_hidden_states_a_cell_is_a_sink_above_the_threshold(build, rule, strength, is_sink):
+    looked, sink = blob(3, 4, 6, 8), np.full((GRID, GRID), 900)
+    looked[11, 0], sink[11, 0] = PEAK, strength
+    params = LabelParams(margin=0, largest=1.1)
+    record = label(build, looked, params, sink, rule=rule, level=20_000)
+    assert (record["cleaned"][11 * GRID] == 0) is is_sink
+    assert (record["sink_rule"], record["sink_threshold"]) == (rule, 20_000)
+
+
+@dataclass(frozen=True)
+class Counting(FolderStore):
+    """A store that counts rows which were read as maps and are not yet written as samples."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+
+    def get(self, key, *place):
+        data = super().get(key, *place)
+        names = pq.read_schema(io.BytesIO(data)).names if key.endswith(".parquet") else ()
+        self.count(data, 1 if "grounding" in names and "labels" not in names else 0)
+        return data
+
+    def put(self, key, data, **more):
+        names = pq.read_schema(io.BytesIO(data)).names if key.endswith(".parquet") else ()
+        self.count(data, -1 if "labels" in names else 0)
+        return super().put(key, data, **more)
+
+    def count(self, data, sign):
+        self.rows["held"] += sign and sign * pq.read_metadata(io.BytesIO(data)).num_rows
+        self.rows["peak"] = max(self.rows["peak"], self.rows["held"])
+
+
+def label_many(build, count, monkeypatch):
+    """Labels of so many maps in shards of three, written in parts of five."""
+    monkeypatch.setattr(stage, "ROWS", 5)
+    store = Counting(build.store.uri)
+    counted = replace(build, store=store)
+    parts = [
+        [map_row(blob(3, 4, 6, 8), f"m{n}") for n in range(at, min(at + 3, count))]
+        for at in range(0, count, 3)
+    ]
+    maps = tables.Table("maps", sum((tables.write(store, "maps", p).shards for p in parts), ()))
+    names = [str(n) for n in range(count)]
+    frame = {"sample_id": names, "image_id": ["i"] * count, "map_id": [f"m{n}" for n in names]}
+    images = pl.DataFrame({"image_id": ["i"], "width": [240], "height": [240]}).to_arrow()
+    given = samples.write(store, pl.DataFrame(frame))
+    images = tables.write(store, "images", images)
+    # The key of the ledger covers all maps, so they are read once before the work begins.
+    inner = label_regions_of_interest.__wrapped__
+    found = inner(counted, given, maps, images, PLAIN)
+    assert sorted(row["sample_id"] for row in rows(build, found.samples)) == sorted(names)
+    return found.samples, store.rows["peak"]
+
+
+def test_as_many_labels_are_in_memory_however_many_there_are(build, monkeypatch):
+    few, peak = label_many(build, 14, monkeypatch)
+    many, same = label_many(build, 62, monkeypatch)
+    assert peak == same == 6
+    assert len(few.shards) == 3 and len(many.shards) == 11
+    assert max(shard.rows for shard in many.shards) == 6
 
 
 def test_labels_are_those_of_the_rules_written_out_once_more(build):

@@ -11,13 +11,16 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from infra import samples, tables
+from infra.attention_prompts import squared
 from infra.cluster import Crash
+from infra.errors import ConfigError
 from infra.local_mllm import LocalModel, load
 from tasks import map_attention as stage
-from tasks.map_attention import HeadsParams, MapParams, map_attention, squared
+from tasks.map_attention import HeadsParams, MapParams, SinkParams, map_attention
 from tests.pictures import scene
 from tests.recipes import SAMPLE
 from tests.tasks.examples import rows
@@ -120,6 +123,53 @@ def test_heads_of_both_kinds_are_kept_with_their_map(build, looking):
     assert made["answer"] == "red here" and made["steps"] == 2
     assert int(np.argmax(made["sink"])) == 0  # its sink is the first patch
     assert sum(made["grounding"]) < 1e9
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llava"])
+def test_sinks_by_the_norm_are_those_of_the_library_s_hidden_states(build, tiny_mllms, kind):
+    """What the grounding layer reads: the hidden states before it, of the prompt's own pass."""
+    rule = {mode: SinkParams(by="norm", above=12.5) for mode in ("natural", "textual")}
+    given, objects = asked(build, *enumerate(QUESTIONS)), corpus(build)
+    found = map_attention(build, given, objects, params(tiny_mllms[kind], sinks=rule))
+    maps, loaded = maps_of(build, found), load(LocalModel(name=str(tiny_mllms[kind]), device="cpu"))
+    for row in rows(build, found.samples):
+        made, data = maps[row["map_id"]], build.corpus.get(f"{row['sample_id'][0]}.png")
+        shown = {"type": "image", "image": Image.open(io.BytesIO(squared(data, 112 * 112)))}
+        inputs = loaded.processor.apply_chat_template(
+            [{"role": "user", "content": [shown, {"type": "text", "text": row["prompt"]}]}],
+            tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt",
+        )  # fmt: skip
+        with torch.inference_mode():
+            states = loaded.network(**inputs, output_hidden_states=True).hidden_states[1][0]
+        visual = np.flatnonzero(inputs["input_ids"][0] == loaded.network.config.image_token_id)
+        expected = np.sqrt((states.double().numpy()[visual] ** 2).sum(1))
+        assert np.allclose(np.array(made["sink"]) / 1000, expected, atol=6e-4, rtol=1e-5)
+        assert (made["sink_rule"], made["sink_threshold"]) == ("norm", 12_500)
+        assert made["heads"] == "1:all | norm of layer 1 > 12.5"
+
+
+def test_sinks_by_dimensions_are_where_the_model_was_made_to_have_one(build, looking):
+    """The hand-made model marks the first patch in dimension 299, of its 304."""
+    rule = {"natural": SinkParams(by="dims", dims=[299], above=10)}
+    both = looking.model_copy(update={"sinks": rule})
+    found = map_attention(build, asked(build, (0, QUESTIONS[1])), corpus(build), both)
+    (made,) = maps_of(build, found).values()
+    assert np.flatnonzero(np.array(made["sink"]) > made["sink_threshold"]).tolist() == [0]
+    assert made["heads"] == "1:0 | dims of layer 1 in 299 > 10"
+
+
+def test_dimensions_that_are_not_listed_are_asked_for(build, looking):
+    rule = {"natural": SinkParams(by="dims")}
+    assert rule["natural"].threshold == 20
+    unlisted = looking.model_copy(update={"sinks": rule})
+    with pytest.raises(ConfigError, match="no dimensions are listed"):
+        map_attention(build, asked(build, (0, "Why?")), corpus(build), unlisted)
+
+
+@pytest.mark.parametrize("given", [{"by": "norm"}, {"by": "norm", "above": 9, "dims": [1]}])
+def test_a_rule_that_says_too_little_or_too_much_is_refused(given):
+    with pytest.raises(ValidationError, match="norm"):
+        SinkParams(**given)
 
 
 def test_a_picture_is_padded_with_grey_to_a_square_of_so_many_pixels():
