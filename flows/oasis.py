@@ -9,15 +9,13 @@ from typing import Any, Literal
 from prefect import flow
 from pydantic import Field, create_model, field_validator
 
-from flows.recipe import Made, Recipe, RecipeConfig, known, run_recipe
-from infra import tables
+from flows.recipe import Made, Recipe, RecipeConfig, known, pictured, run_recipe
 from infra.build import Build
 from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.continue_prefix import ContinueParams, continue_prefix
 from tasks.filter_instructions import InstructionFilter, filter_instructions
 from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.report import Story
-from tasks.take_images import take_images
 
 
 class Extracted(Answer):
@@ -35,16 +33,18 @@ class Answered(Answer):
     response: str = Field(min_length=1)
 
 
+class Seeing(ModelParams):
+    """The model that sees: it judges, and answers greedily."""
+
+    max_tokens: int = Field(1_024, ge=1, description="Tokens an answer may have, as the code.")
+
+
 class OasisConfig(RecipeConfig):
     """Oasis."""
 
     name = "oasis"
     prefix: ContinueParams = ContinueParams()
-    model: ModelParams = Field(
-        ModelParams(),
-        description="The model that sees: it judges, and answers greedily in at most 1,024 tokens,"
-        " as the code.",
-    )
+    model: Seeing = Seeing()
     reader: ModelParams | None = Field(
         None,
         description="The model of text that extracts instructions and judges their language. null:"
@@ -62,36 +62,36 @@ IS_ONE = Rules(
 )  # fmt: skip
 
 
-def grade(name: str, pictures: Mapping[str, str]) -> Question:
+def grade(name: str, pictures: Mapping[str, str] = PICTURE) -> Question:
     """The question for one grade of an instruction, from 1 to 5, the best."""
-    most: Any = (int, Field(ge=1, le=5))
-    return Question(
-        f"oasis/{name}", create_model(name, __base__=Answer, **{name: most}), pictures, TEXT
-    )
+    scale: Any = (int, Field(ge=1, le=5))
+    answer = create_model(name, __base__=Answer, **{name: scale})
+    return Question(f"oasis/{name}", answer, pictures, TEXT)
+
+
+GRADES = (grade("nonsense", {}), grade("hallucination"), grade("solvability"), grade("clarity"))
 
 
 def stages(run: Build, config: OasisConfig, step: Any) -> Made:
-    """As the paper: a picture alone, what the model goes on to write, the instruction in
-    it, four judges, and an answer that nothing filters: the paper found that this hurts.
+    """A picture alone, what the model goes on to write, the instruction in it, four judges, and an
+    answer that nothing filters: the paper found that this hurts.
     """
     listed, seen = known(run, config, step)
-    taken = step(take_images)(run, seen.images, seen.image_captions, seen.captions)
-    ran: dict[str, Any] = {}
-    ran["continue"] = step(continue_prefix)(run, taken.samples, seen.objects, config.prefix)
-    rows, reader = ran["continue"].samples, config.reader or config.model
-    ran["extract"] = step(ask_model)(run, rows, seen.objects, Asking(EXTRACT, reader))
-    ran["instruction"] = step(filter_samples)(run, ran["extract"].samples, IS_ONE)
-    rows = ran["instruction"].samples
-    for name in ("nonsense", "hallucination", "solvability", "clarity"):
-        blind = name == "nonsense"
-        asking = Asking(grade(name, {} if blind else PICTURE), reader if blind else config.model)
-        ran[name] = step(ask_model)(run, rows, seen.objects, asking)
-        rows = ran[name].samples
-    ran["grades"] = step(filter_instructions)(run, rows, config.filter)
-    asking = Asking(ANSWER, config.model)
-    ran["answer"] = step(ask_model)(run, ran["grades"].samples, seen.objects, asking)
-    files = tables.write(run.store, "files", [])
-    return Made(listed, seen, files, ran["answer"].samples, ran, "llava", STORY)
+    sees, reads = config.model, config.reader or config.model
+    files, taken = pictured(run, seen, step)
+    written = step(continue_prefix)(run, taken.samples, seen.objects, config.prefix)
+    read = step(ask_model)(run, written.samples, seen.objects, Asking(EXTRACT, reads))
+    asked = step(filter_samples)(run, read.samples, IS_ONE)
+    graded, rows = {}, asked.samples
+    for question in GRADES:
+        asking = Asking(question, sees if question.pictures else reads)
+        graded[question.name] = step(ask_model)(run, rows, seen.objects, asking)
+        rows = graded[question.name].samples
+    good = step(filter_instructions)(run, rows, config.filter)
+    told = step(ask_model)(run, good.samples, seen.objects, Asking(ANSWER, sees))
+    ran = {"continue": written, "extract": read, "instruction": asked, **graded, "grades": good,
+           "answer": told}  # fmt: skip
+    return Made(listed, seen, files, told.samples, ran, "llava", STORY)
 
 
 STORY = Story(

@@ -3,19 +3,16 @@
 from typing import Any
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from flows.recipe import Made, Recipe, RecipeConfig, known, run_recipe
-from infra import tables
+from flows.recipe import Made, Recipe, RecipeConfig, known, pictured, run_recipe
 from infra.build import Build
-from tasks.ask_model import Asking, ModelParams, Question, ask_model
+from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.report import Story
-from tasks.take_images import take_images
 
 
-class Captioned(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Captioned(Answer):
     recaption: str
 
 
@@ -41,13 +38,12 @@ CAPTION = Question("recap/caption", Captioned, pictures={"image_id": ""})
 def stages(run: Build, config: RecapConfig, step: Any) -> Made:
     """Figure 2 of the paper: an image goes in, the captioner writes, both captions are kept."""
     listed, seen = known(run, config, step)
-    taken = step(take_images)(run, seen.images, seen.image_captions, seen.captions)
+    files, taken = pictured(run, seen, step)
     told = step(ask_model)(run, taken.samples, seen.objects, Asking(CAPTION, config.model))
     length = Rule("short_caption", "recaption", "longer", config.least_characters)
     kept = step(filter_samples)(run, told.samples, Rules((length,)))
     return Made(
-        listed, seen, tables.write(run.store, "files", []), kept.samples,
-        {"caption": told, "length": kept}, "lines",
+        listed, seen, files, kept.samples, {"caption": told, "length": kept}, "lines",
         Story("What the captioner says of each picture, beside what the corpus says.",
               {"image_id": ""}, [("recaption", "recaption"), ("caption", "caption")]),
     )  # fmt: skip

@@ -25,6 +25,7 @@ from infra.cluster import ClusterParams
 from infra.errors import ConfigError, Refused
 from infra.models import ModelParams as EmbeddingParams
 from infra.product import Contents
+from infra.provenance import own
 from infra.sample_files import EXPORTS, samples_of
 from infra.tables import Table
 from tasks.account_for_samples import account_for_samples
@@ -35,6 +36,7 @@ from tasks.publish import PublishParams, publish
 from tasks.record_samples import RecordParams, record_samples
 from tasks.report import Story, render_samples
 from tasks.snapshot import CorpusParams, Snapshot
+from tasks.take_images import Taken, take_images
 from tasks.tidy import TidyParams, check_forgotten, tidy
 
 
@@ -129,6 +131,12 @@ def imported(
     return files, step(import_records)(run, files, seen.objects, seen.images, params)
 
 
+def pictured(run: Build, seen: Described, step: Any = step) -> tuple[Table, Taken]:
+    """No files of records: every picture is a sample."""
+    none = tables.write(run.store, "files", [])
+    return none, step(take_images)(run, seen.images, seen.image_captions, seen.captions)
+
+
 def embedder(config: RecipeConfig, name: str) -> EmbeddingParams:
     """An embedding model of a config by its name. Raises ConfigError where it has none of it."""
     if name not in config.models:
@@ -174,7 +182,11 @@ def build_recipe(
         made.seen.objects,
     )  # fmt: skip
     report = partial(render_samples, run, contents, made.story)
-    about = {"config": config.published(), "recipe": recipe.name, "says": recipe.says}
+    shown = config.published()
+    about = {
+        "config": shown, "recipe": recipe.name, "says": recipe.says,
+        "not_from_source": [row._asdict() for row in own(config, shown)],
+    }  # fmt: skip
     check_forgotten(run)
     version = step(publish)(
         run, config.dataset, contents, about, report, config.publish,

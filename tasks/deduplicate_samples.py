@@ -26,8 +26,8 @@ class SampleDedupParams(BaseModel):
         0,
         ge=0,
         le=16,
-        description="Hamming distance of the 64-bit pHashes. The source says that both must match"
-        " and gives no radius: 0 is the literal reading. Up to 3 is for re-encoded pictures.",
+        description="Hamming distance of the 64-bit pHashes. Both hashes must match; the radius is"
+        " not given in the source: 0 is the literal reading. Up to 3 is for re-encoded pictures.",
     )
     text_radius: int = Field(
         0,

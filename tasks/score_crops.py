@@ -44,7 +44,8 @@ class ScoreParams(BaseModel):
         20,
         ge=2,
         le=1_000,
-        description="Classes among which the crop must rank its own. An addition of ours.",
+        description="Classes among which the crop must rank its own. Not given in the source; our"
+        " own addition.",
     )
     template: str = Field(
         "a photo of a {}", description="Text of a class; `{}` is its name. CLIP's own wording."

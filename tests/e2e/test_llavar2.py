@@ -121,6 +121,18 @@ def test_cards_become_captions_and_pairs_of_turns(sample):
     assert all(span in pairs["ocr"][at].replace("\n", " ") for at, span in enumerate(pairs["a_e"]))
 
 
+def test_card_and_manifest_say_which_numbers_are_not_the_papers(sample):
+    folder = Path(sample[1]["manifest"]).parent
+    told = json.loads((folder / "manifest.json").read_text())["not_from_source"]
+    assert {"key": "filter.mifd_max", "value": "9.0", "default": False} in told
+    assert {"key": "least_text", "value": 16, "default": True} in told
+    card = (folder / "README.md").read_text()
+    table = card.partition("## Numbers that are not the source's")[2].partition("\n## ")[0]
+    assert table.count("\n| `") == len(told)
+    assert "| `filter.mifd_max` | 9.0 | set here |" in table
+    assert "| `least_text` | 16 | own default |" in table
+
+
 def test_a_second_run_does_no_work(sample):
     run, result, server = sample
     again = run()

@@ -1,14 +1,20 @@
 """Sections of a recipe's config that name models: where their files lie, and what is published."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from flows.config import load_config
 from flows.recap import RecapConfig
+from flows.recipe import RecipeConfig, discover
 from infra.errors import ConfigError
 from infra.local_mllm import LocalModel
+from infra.provenance import OWN, own
 from tasks.ask_model import ModelParams
 from tests.recipes import write_config
 
@@ -43,3 +49,33 @@ def test_a_config_that_names_its_endpoint_keeps_the_settings_of_the_recipe(recip
 def test_a_model_that_is_not_named_is_told_in_one_line():
     with pytest.raises(ConfigError, match="names no model to ask; give its section an `endpoint`"):
         _ = ModelParams().model
+
+
+def test_numbers_that_are_not_the_sources_are_told_with_who_set_them():
+    config = load_config(ROOT / "sample/recipes/llavar2.yaml")
+    told = {row.key: (row.value, row.default) for row in own(config, config.published())}
+    assert told["filter.mifd_max"] == (1.05, False)
+    assert told["filter.keep_top_quantile"] == (1.0, True)
+    assert told["difficulty.vision"] == ("noise_llava", False)
+    assert "difficulty.text" not in told  # the paper's code names it
+
+
+def test_no_description_speaks_of_our_choice_in_words_that_no_manifest_finds():
+    speaks = re.compile(r"\b(of ours|default is ours|our default|not stated|not given)\b", re.I)
+    unmarked = [
+        f"{recipe.name} {place}"
+        for recipe in discover()
+        if issubclass(recipe.config, RecipeConfig)
+        for place, said in descriptions(recipe.config)
+        if speaks.search(said) and not OWN.search(said)
+    ]
+    assert unmarked == []
+
+
+def descriptions(model, place="") -> Iterator[tuple[str, str]]:
+    """Of all parameters below a model."""
+    for name, field in model.model_fields.items():
+        yield f"{place}{name}", field.description or ""
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from descriptions(inner, f"{place}{name}.")
