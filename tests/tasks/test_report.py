@@ -374,6 +374,13 @@ def test_checks_are_told_with_their_intervals_and_what_they_refused(world: World
     assert len(page.all("img")) == len(Page(world.render()).all("img")) + 5
 
 
+@pytest.mark.parametrize("check", CHECKS)
+def test_each_check_may_be_the_only_one(world: World, check: str) -> None:
+    page = Page(world.render(checks={check: CHECKS[check]}))
+    led = "leads the best hard negative by 0.020 on average" in page.words
+    assert led == (check == "round_trip")
+
+
 def test_checks_that_are_off_say_so(world: World) -> None:
     page = Page(world.render())
     assert "Checks None was on. The config's section checks has" in page.words
