@@ -111,7 +111,8 @@ class Recipe(NamedTuple):
 
 class Made(NamedTuple):
     """What the stages of a recipe made, for publishing: the samples that are recorded, the results
-    of all stages that dropped something, by names that the report shows, and how it is told.
+    of all stages that dropped something, by names that the report shows, how it is told, and what
+    the manifest says beside.
     """
 
     listed: Snapshot
@@ -121,6 +122,7 @@ class Made(NamedTuple):
     ran: Mapping[str, Any]
     export: str
     story: Story
+    about: Mapping[str, Any] = {}
 
 
 def imported(
@@ -185,7 +187,7 @@ def build_recipe(
     shown = config.published()
     about = {
         "config": shown, "recipe": recipe.name, "says": recipe.says,
-        "not_from_source": [row._asdict() for row in own(config, shown)],
+        "not_from_source": [row._asdict() for row in own(config, shown)], **made.about,
     }  # fmt: skip
     check_forgotten(run)
     version = step(publish)(

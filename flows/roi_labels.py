@@ -1,17 +1,20 @@
 """SD-RPN: regions of interest by a model's own answer-to-image attention (arXiv 2509.16944)."""
 
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from prefect import flow
 from pydantic import Field, model_validator
 
 from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
+from infra import tables
+from infra.attention_heads import Mode
 from infra.build import Build
 from tasks.ask_model import ModelParams
+from tasks.choose_heads import BOXES, ChooseParams, Choosing, choose_heads
 from tasks.choose_questions import QuestionParams, choose_questions
 from tasks.import_records import ImportParams
 from tasks.label_regions_of_interest import COLUMNS, LabelParams, label_regions_of_interest
-from tasks.map_attention import AttentionParams, MapParams, map_attention
+from tasks.map_attention import LISTED, AttentionParams, MapParams, map_attention
 from tasks.report import Story
 
 OWN = {"mode", "question", "prompt", "answer", "thresholds", *COLUMNS}
@@ -31,7 +34,25 @@ class RoiLabelsConfig(RecipeConfig):
         " attention. It answers greedily in at most 128 tokens, as the code.",
     )
     attention: AttentionParams = AttentionParams()
+    choose_heads: ChooseParams | None = Field(
+        None,
+        description="Choose heads by the column `annotated_boxes` of the records, for modes that"
+        " `attention.heads` does not name, in place of those that the code lists. null: do not.",
+    )
     labels: LabelParams = LabelParams()
+
+    @property
+    def unnamed(self) -> list[Mode]:
+        """Modes whose heads are not given."""
+        return [mode for mode in get_args(Mode) if mode not in self.attention.heads]
+
+    @model_validator(mode="after")
+    def _has_boxes(self) -> Self:
+        if self.choose_heads and BOXES not in self.records.columns:
+            raise ValueError(
+                f"choose_heads needs boxes: records.columns: {{{BOXES}: <their column>}}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_other_columns(self) -> Self:
@@ -56,10 +77,17 @@ def stages(run: Build, config: RoiLabelsConfig, step: Any) -> Made:
     listed, seen = known(run, config, step)
     files, given = imported(run, config.records, seen, step)
     asked = step(choose_questions)(run, given.samples, seen.images, config.questions)
-    watched = MapParams(
-        local=config.model.local, max_tokens=config.model.max_tokens, **dict(config.attention)
-    )
-    mapped = step(map_attention)(run, asked.samples, seen.objects, watched)
+    model = {"local": config.model.local, "max_tokens": config.model.max_tokens}
+    heads = LISTED
+    if config.choose_heads:
+        choosing = Choosing(
+            **model, **dict(config.choose_heads), modes=config.unnamed,
+            square_pixels=config.attention.square_pixels,
+        )  # fmt: skip
+        chosen = step(choose_heads)(run, asked.samples, seen.objects, seen.images, choosing)
+        heads = chosen.heads
+    watched = MapParams(**model, **dict(config.attention))
+    mapped = step(map_attention)(run, asked.samples, seen.objects, watched, heads)
     labelled = step(label_regions_of_interest)(
         run, mapped.samples, mapped.maps, seen.images, config.labels
     )
@@ -70,8 +98,9 @@ def stages(run: Build, config: RoiLabelsConfig, step: Any) -> Made:
         Story("Where the model looked while it answered, sinks left out, and the regions in it.",
               {"image_id": ""}, [("question", "question"), ("its own answer", "answer")],
               [("mode", "mode"), ("foreground", "foreground"), ("background", "background"),
-               ("ignored", "ignored"), ("steps", "steps")],
+               ("ignored", "ignored"), ("steps", "steps"), ("heads", "heads")],
               boxes="boxes", by="mode", map=("cleaned", "grid_height", "grid_width"), padded=True),
+        {"heads": tables.read(run.store, heads).to_pylist()} if config.choose_heads else {},
     )  # fmt: skip
 
 

@@ -59,6 +59,18 @@ SCHEMAS: dict[str, pa.Schema] = {
         sink_threshold=pa.int32(),
         heads=pa.string(),
     ),
+    # Heads that were chosen by what samples with boxes say of each, in billionths.
+    "heads": _fields(
+        mode=pa.string(), layer=pa.int32(), head=pa.int32(), mass=pa.int64(), samples=pa.int32()
+    ),
+    "masses": _fields(
+        name=ID,
+        mode=pa.string(),
+        status=pa.string(),
+        layers=pa.int32(),
+        heads=pa.int32(),
+        masses=pa.list_(pa.int64()),
+    ),
     "headers": _fields(
         image_id=ID,
         bytes=pa.int64(),

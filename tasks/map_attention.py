@@ -29,6 +29,8 @@ from infra.store import Store
 from infra.tables import Shard, Table
 
 SHARD = 64  # maps that a worker makes before it writes them down
+LISTED = Table("heads")  # no choice was made
+NO_SINKS = 1.0  # what no attention reaches
 CODE_TAU = 20.0  # of `dims`, as SD-RPN's code
 
 
@@ -102,9 +104,10 @@ class AttentionParams(BaseModel):
     )
     heads: dict[Mode, HeadsParams] = Field(
         {},
-        description="Heads by mode, in place of those that the code lists for the model; for a"
-        " model that it does not list, all heads of the layer at 0.45 of the depth: the paper's"
-        " general form is one middle layer, which one is not given in the source; our own default.",
+        description="Heads by mode, in place of those that `choose_heads` chooses or the code lists"
+        " for the model; where it does not list it, all heads of the layer at 0.45 of the depth:"
+        " the paper's general form is one middle layer, which one is not given in the source; our"
+        " own default.",
     )
     sinks: dict[Mode, SinkParams] = Field(
         {}, description="Sinks by hidden states, by mode, in place of heads that show sinks."
@@ -142,6 +145,7 @@ class Job(NamedTuple):
     corpus: Store
     store: Store
     params: MapParams
+    chosen: Mapping[str, Mapping[int, Sequence[int]]]
     family: str
 
 
@@ -155,23 +159,31 @@ def meaning(params: MapParams) -> Any:
 
 @stage(
     version=2,
-    reads={"given": tables.ALL},
+    reads={"given": tables.ALL, "heads": ()},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),
     starts_from=("given", "sample_id"),
 )
 def map_attention(
-    build: Build, given: Table, objects: Table, params: MapParams, before: Mapped | None = None
+    build: Build,
+    given: Table,
+    objects: Table,
+    params: MapParams,
+    heads: Table = LISTED,
+    before: Mapped | None = None,
 ) -> Mapped:
     """Ask about every sample (`mode`, `prompt`), greedily, and average where the model looked.
 
-    The mean over generated tokens, then over heads; the prompt's own pass is no step. Shards of
-    maps are read one at a time. Raises ConfigError for heads that the model does not have.
+    Heads are those that the parameters give, else those of the table `heads`, which is named by
+    them, else those that are listed for the model. The mean over generated tokens, then over heads;
+    the prompt's own pass is no step. Shards of maps are read one at a time. Raises ConfigError for
+    heads that the model does not have.
     """
     rows = tables.frame(build.store, given)
     names = [_map_id(*row) for row in rows.select("image_id", "mode", "prompt").iter_rows()]
     rows = rows.with_columns(pl.Series("map_id", names, pl.String))
-    job = Job(build.corpus, build.store, params, digest([2, meaning(params)])[:20])
+    family = digest([2, meaning(params), heads.name])[:20]
+    job = Job(build.corpus, build.store, params, _chosen(build, heads), family)
     done = receipts.read(build.store, "map_attention", job.family)
     known = [*(before.maps.shards if before else ()), *done]
     kept, have = receipts.wanted(build.store, "maps", "map_id", known, set(names))
@@ -188,6 +200,14 @@ def map_attention(
             build.store, samples.drops(_drops(answered.filter(unusable), crashed), "map_attention")
         ),
     )
+
+
+def _chosen(build: Build, heads: Table) -> dict[str, dict[int, list[int]]]:
+    """Heads by mode and layer."""
+    found: dict[str, dict[int, list[int]]] = {}
+    for row in tables.read(build.store, heads).to_pylist():
+        found.setdefault(row["mode"], {}).setdefault(row["layer"], []).append(row["head"])
+    return found
 
 
 def _map_id(image_id: str, mode: str, prompt: str) -> str:
@@ -246,7 +266,7 @@ def _drops(lost: pl.DataFrame, crashed: Mapping[str, str]) -> Iterator[dict[str,
 def look(job: Job, part: Sequence[Look]) -> list[Any]:
     """Make the maps of a shard of one mode, write them and, last, their receipt; the shard."""
     local = job.params.local
-    chosen = _heads(job.params, part[0].mode)
+    chosen = _heads(job, part[0].mode)
     sinks = job.params.sinks.get(part[0].mode)
     hidden = _hidden(job.params, sinks, chosen) if sinks else None
     rows: list[dict[str, Any]] = []
@@ -263,9 +283,12 @@ def look(job: Job, part: Sequence[Look]) -> list[Any]:
     return list(shard)
 
 
-def _heads(params: MapParams, mode: Mode) -> Chosen:
+def _heads(job: Job, mode: Mode) -> Chosen:
+    params = job.params
     if own := params.heads.get(mode):
         return Chosen(own.grounding, own.sink, own.sink_threshold, False)
+    if mode in job.chosen:
+        return Chosen(job.chosen[mode], {}, NO_SINKS, False)
     depth = load(params.local).network.config.get_text_config().num_hidden_layers
     return heads_of(params.local.name, mode, depth)
 

@@ -238,6 +238,54 @@ def test_a_new_sample_is_looked_at_alone_and_the_result_is_that_of_a_full_run(
     assert delta["digest"] == run(tmp_path / "full", corpus)["digest"]
 
 
+def test_heads_are_chosen_by_boxes_and_the_result_is_that_of_the_heads_which_were_made_to_look(
+    scenes, first, tmp_path
+):
+    """The truth of every second scene is given as rows with boxes; the rest has none."""
+    corpus = tmp_path / "boxed"
+    shutil.copytree(scenes[0], corpus)
+    made = [
+        {"image": item.key, "question": item.question + maker().SHORT,
+         "truth": [item.box] if at % 2 and item.box else []}
+        for at, item in enumerate(scenes[1].values())
+    ]  # fmt: skip
+    (corpus / "rows.jsonl").write_text("\n".join(map(json.dumps, made)))
+    columns = {"image": "image", "instruction": "question", "annotated_boxes": "truth"}
+    sections = {
+        "records": {
+            "files": ["rows.jsonl"], "format": "rows", "columns": columns,
+            "optional": ["annotated_boxes"],
+        },
+        "choose_heads": {"samples": 4, "heads": 1},
+        "attention": {
+            "sinks": {mode: {"by": "dims", "dims": [299], "above": 10}
+                      for mode in ("natural", "textual")},
+        },
+    }  # fmt: skip
+    result = run(tmp_path, corpus, **sections)
+    chosen = json.loads(Path(result["manifest"]).read_text())["heads"]
+    assert [(row["mode"], row["layer"], row["head"], row["samples"]) for row in chosen] == [
+        ("natural", 1, 0, 4), ("textual", 1, 0, 3),
+    ]  # fmt: skip
+    ours = {(row["key"], row["question"].split("\n")[0]): row["labels"]
+            for row in records(result).iter_rows(named=True)}  # fmt: skip
+    theirs = {(row["key"], row["question"].split("\n")[0]): row["labels"]
+              for row in records(first[1]).iter_rows(named=True)}  # fmt: skip
+    assert ours == theirs
+    assert set(records(result)["heads"]) == {"1:0 | dims of layer 1 in 299 > 10"}
+    page = (files(result) / "report.html").read_text()
+    assert "1:0 | dims of layer 1 in 299 &gt; 10" in page
+
+
+def test_heads_can_t_be_chosen_without_a_column_of_boxes(scenes, tmp_path):
+    with pytest.raises(ConfigError, match="choose_heads needs boxes"):
+        load_config(
+            write_config(
+                tmp_path, "roi_labels", scenes[0], None, **{**SECTIONS, "choose_heads": {}}
+            )
+        )
+
+
 @pytest.mark.parametrize("name", ["answer", "boxes"])
 def test_a_column_of_the_records_that_the_recipe_writes_itself_is_refused(scenes, tmp_path, name):
     columns = {"image": "image", "instruction": "question", name: name}

@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from infra.attention_prompts import squared
 from infra.cluster import Crash
 from infra.errors import ConfigError
 from infra.local_mllm import LocalModel, load
+from infra.schema import SCHEMAS
 from tasks import map_attention as stage
 from tasks.map_attention import HeadsParams, MapParams, SinkParams, map_attention
 from tests.pictures import scene
@@ -279,6 +281,27 @@ def test_an_interrupted_run_goes_on_from_what_is_written(build, looking, monkeyp
     found = map_attention(build, given, objects, looking)
     # A thread that was at a shard when the run ended may have written one more.
     assert found.maps.rows == 9 and 0 < build.work["maps_made"] <= 9 - written
+
+
+def test_heads_that_were_chosen_stand_in_where_none_are_given_and_another_choice_looks_anew(
+    build, looking
+):
+    def choice(name, mode, head):
+        row = {"mode": mode, "layer": 1, "head": head, "mass": 1, "samples": 1}
+        schema = SCHEMAS["heads"]
+        return tables.write(build.store, f"heads-{name}", pa.Table.from_pylist([row], schema))
+
+    def heads_of(mode, found):
+        return next(row["heads"] for row in rows(build, found.maps) if row["image_id"] == mode)
+
+    given, objects = asked(build, (0, "Why?"), (1, "Why?")), corpus(build)
+    unnamed = looking.model_copy(update={"heads": {"textual": looking.heads["textual"]}})
+    first = map_attention(build, given, objects, unnamed, choice("a", "natural", 0))
+    assert (heads_of("i0", first), heads_of("i1", first)) == ("1:0", "1:0 | 1:1")
+    same = map_attention(build, given, objects, unnamed, choice("a", "natural", 0))
+    assert (same, build.work["maps_made"]) == (first, 2)
+    other = map_attention(build, given, objects, unnamed, choice("b", "natural", 1))
+    assert (heads_of("i0", other), build.work["maps_made"]) == ("1:1", 4)
 
 
 def test_another_model_other_heads_and_another_size_look_anew(build, looking, tiny_mllms):
