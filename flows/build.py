@@ -116,7 +116,7 @@ def stages(run: Build, config: BuildConfig, step: Any = step) -> dict[str, Any]:
         pairs=found.mine_pairs.pairs,
         checked=examined(found),
     )
-    measure = partial(measured, run, config.dataset, ran, config.labels.currency)
+    measure = partial(measured, run, config.dataset, ran, pending, config.labels.currency)
     about = {"config": config.published()}
     check_forgotten(run)
     version = step(publish)(run, config.dataset, contents, about, report, config.publish, measure)

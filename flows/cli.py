@@ -268,7 +268,7 @@ def forget(
 ) -> None:
     """Forget images: from the next build on they are in nothing that a build makes."""
     from flows.answers import open_dataset
-    from flows.config import load_config
+    from flows.config import BuildConfig, load_config
     from flows.forget import Options, read_names
     from flows.forget import forget as record
     from infra.likeness import RADIUS
@@ -276,7 +276,8 @@ def forget(
     try:
         place, _ = open_dataset(config, store, dataset or ("any" if store else None))
         options = Options(exact, purge, yes)
-        radius = load_config(config).dedup.radius if config else RADIUS
+        parsed = load_config(config) if config else None
+        radius = parsed.dedup.radius if isinstance(parsed, BuildConfig) else RADIUS
         for line in record(place, read_names(names or []), prefix, options, radius):
             print(line)
     except PairmillError as error:

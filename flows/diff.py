@@ -74,7 +74,7 @@ def show(found: Difference, console: Console) -> None:
     for line in _heading(found):
         console.print(Text(line), soft_wrap=True, highlight=False)
     if not rows.height:
-        console.print("no object, image, pair or record differs")
+        console.print(f"no {', '.join(new.levels[:-1])} or {new.levels[-1]} differs")
         return
     console.print(_totals(found))
     name, ids = _names(old, new), _examples(rows)
@@ -138,7 +138,7 @@ def _totals(found: Difference) -> RichTable:
     for column in table.columns[1:]:
         column.justify = "right"
     tally = dict(found.rows.group_by("level", "change").len().rows_by_key(["level", "change"]))
-    for level in changes.LEVELS:
+    for level in found.new.levels:
         sizes = [_size(side, level) for side in (found.old, found.new)]
         counts = [tally.get((level, c), [(0,)])[0][0] for c in ("added", "removed", "changed")]
         table.add_row(f"{level}s", *(f"{count:,}" for count in (*sizes, *counts)))

@@ -1,43 +1,27 @@
-"""What the next run would compute and why, found by walking the flow without doing its work.
+"""What the next run would compute, ask and pay, and why, found by walking the flow without it."""
 
-Where a stage has work to do, its last result stands in, so that the walk goes on: of every later
-stage it is known whether its parameters or its code changed, and what of its input will.
-"""
-
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from flows.config import BuildConfig, open_build
-from flows.step import tables_in
-from infra import tables, versions
-from infra.build import Build, WouldRun
+from flows.walk import Item, Seen, Walk, short, size_of
+from infra import versions
+from infra.asking import AskParams
+from infra.budget import NANO, charged, month_of
+from infra.build import Build
 from infra.canonical import settings
 from infra.changes import config_changes
 from infra.errors import PairmillError
+from infra.foreseeing import Calls, total
 from infra.store import NotFound, Store
-from infra.tables import Table
 from infra.text import plain
-from tasks.describe import Described
 from tasks.publish import Version
-
-RECORDS = 24  # records of a stage that are looked at, the newest
-SHOWN_SETTINGS = 3
-START = 5.0  # seconds until workers have imported PyTorch and loaded models, where no run tells
-
-
-class Item(NamedTuple):
-    """A stage with work to do: why, and how long it may take in seconds, None where unknown."""
-
-    stage: str
-    why: str
-    seconds: float | None
 
 
 class Plan(NamedTuple):
@@ -50,6 +34,14 @@ class Plan(NamedTuple):
     items: list[Item]
     version: Version | None
     refused: Mapping[str, Any] | None
+    currency: str | None
+    budgets: list[str]
+
+    @property
+    def calls(self) -> Calls | None:
+        """All calls together; None where no stage asks a model."""
+        found = [item.calls for item in self.items if item.calls]
+        return total(found) if found else None
 
     @property
     def seconds(self) -> float:
@@ -57,18 +49,47 @@ class Plan(NamedTuple):
         return sum(item.seconds or 0 for item in self.items)
 
 
-def plan(config: BuildConfig) -> Plan:
-    """Walk the stages. Lists the corpus and writes small tables; computes and publishes nothing."""
-    from flows.build import stages
-
+def plan(config: Any) -> Plan:
+    """Walk the stages of any recipe. Lists the corpus and writes small tables; computes, asks and
+    publishes nothing.
+    """
     with open_build(config, planning=True) as build:
         last = _last(build.store, config.dataset)
-        walk = _Walk(build, config, last)
-        with suppress(_Seen):
-            stages(build, config, step=walk.step)
+        walk = Walk(build, config, last)
+        with suppress(Seen):
+            _walk_through(build, config, walk.step)
         refused = versions.refused(build.store, config.dataset)
+        budgets = list(dict.fromkeys(line for m in walk.asked for line in _budget(build, m)))
     changed = list(config_changes(last["config"], settings(config.published()))) if last else []
-    return Plan(config.dataset, last, changed, walk.corpus, walk.items, walk.version, refused)
+    currency = next((model.currency for model in walk.asked if model.currency), None)
+    return Plan(
+        config.dataset, last, changed, walk.corpus, walk.items, walk.version, refused, currency,
+        budgets,
+    )  # fmt: skip
+
+
+def _budget(build: Build, model: AskParams) -> Iterator[str]:
+    """What bounds the spending on a model, and what of it is spent."""
+    for limits, of in ((model.budget, "a build"), (model.budget.month, "a month")):
+        spent = charged(build.store, month_of(time.time())) if of == "a month" else None
+        for name in ("money", "tokens", "calls"):
+            bound = getattr(limits, name)
+            if bound is None:
+                continue
+            unit = model.currency if name == "money" else name
+            used = getattr(spent, name, 0) / (NANO if name == "money" else 1)
+            told = f", of which {used:,.2f} is spent" if spent else ""
+            yield f"budget of {of}: {bound:,} {unit}{told}; beyond it questions wait"
+
+
+def _walk_through(build: Build, config: Any, step: Any) -> None:
+    from flows import build as pairs
+    from flows import recipe as samples
+
+    if isinstance(config, BuildConfig):
+        pairs.stages(build, config, step=step)
+    else:
+        samples.build_recipe(build, samples.named(config.recipe), config, step=step)
 
 
 def _last(store: Store, dataset: str) -> dict[str, Any] | None:
@@ -80,304 +101,20 @@ def _last(store: Store, dataset: str) -> dict[str, Any] | None:
         return None
 
 
-def seconds_for(images: int, runs: list[tuple[int, float]]) -> float | None:
-    """Seconds for some images from (images, seconds) of earlier runs: a start and a pace.
-
-    The start, of workers that load their models, is told by the smallest run; from one run alone
-    it is taken to be START.
-    """
-    if not runs:
-        return None
-    (few, short), (many, long) = min(runs), max(runs)
-    pace = (long - short) / (many - few) if many >= 2 * few and long > short else None
-    start = min(START, long) if pace is None else max(0.0, short - pace * few)
-    pace = (long - start) / many if pace is None else pace
-    return start + pace * images
-
-
-class _Seen(Exception):
-    """Raised where nothing more is to be seen: what follows would publish and tidy up."""
-
-
-class _Walk:
-    """One walk through the flow: what would be done so far, and which tables stand in."""
-
-    def __init__(self, build: Build, config: BuildConfig, last: Mapping[str, Any] | None):
-        self.build, self.config, self.last = build, config, last
-        self.items: list[Item] = []
-        self.corpus: dict[str, int] = {}
-        self.share: float | None = None  # of the corpus that came or went, where that is all
-        self.pending: dict[int, str] = {}  # id of a table that stands in -> stage it comes from
-        self.other_model = False
-        self.version: Version | None = None
-        self.kept: list[Any] = []  # what `pending` speaks of must not be freed
-
-    def step(self, stage: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        """In place of `flows.step.step`: a stage that is looked at and not run."""
-        visit = {"snapshot": self._snapshot, "describe": self._describe}.get(stage.__name__)
-        visit = visit or (self._recorded if hasattr(stage, "reads") else self._plain)
-
-        def call(*given: Any, **named: Any) -> Any:
-            return visit(stage, given, named)
-
-        return call
-
-    def _snapshot(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        listed = stage(*given, **named)
-        rows = tables.frame(self.build.store, listed.listing, ["key", "size"])
-        self.corpus = {"files": rows.height, "bytes": int(rows["size"].sum()), "new": 0}
-        before = versions.table(self.build.store, self.last or {}, "snapshot", "listing")
-        if before is not None:
-            gone = before.join(rows, on="key", how="anti")
-            self.corpus["gone"] = gone.height
-            self.share = int(gone["size"].sum()) / max(1, self.corpus["bytes"])
-        return listed
-
-    def _describe(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        try:
-            return stage(*given, **named)
-        except WouldRun as would:
-            self.other_model = would.stage == "load models" or bool(would.inputs.get("again"))
-            self.items.append(self._reading(would))
-            return self._stand_in("describe", self._described())
-
-    def _reading(self, would: WouldRun) -> Item:
-        """Work of describe: files to read, images that lack something, captions to embed."""
-        inputs = would.inputs
-        if would.stage == "load models":
-            model = plain(str(inputs["model"]), 80)
-            why = f"changed model: {model} is new to this store, or its files are"
-            return Item("describe", why, self._seconds_of(1.0))
-        if "captions" in inputs:
-            return Item("describe", f"{inputs['captions']:,} new captions to embed", None)
-        if "forgotten" in inputs:
-            rows = inputs["forgotten"]
-            return Item("describe", f"forgotten: {rows:,} rows leave the feature tables", None)
-        new, again, size = inputs["new"], inputs["again"], inputs["bytes"]
-        share = size / max(1, self.corpus["bytes"])
-        self.corpus["new"] = new
-        self.share = None if self.share is None or again else min(1.0, self.share + share)
-        files = f"{new:,} new or changed {'file' if new == 1 else 'files'} ({_size(size)})"
-        causes = [f"new bytes: {files}"] if new else []
-        if again:
-            causes.append(f"changed model: {again:,} images lack {', '.join(inputs['lacking'])}")
-            share += again / max(1, self.last["counts"]["images"] if self.last else again)
-        return Item("describe", "; ".join(causes), self._seconds_of(min(1.0, share)))
-
-    def _seconds_of(self, share: float) -> float | None:
-        """Time to describe a share of the pictures, by the runs of this dataset that did any."""
-        if self.last is None:
-            return None
-        runs = [
-            (int(count), float(run["seconds"].get("describe", 0)))
-            for run in (*self.last.get("history", ()), self.last)
-            if (count := run.get("work", {}).get("images_decoded", 0)) and run.get("seconds")
-        ]
-        return seconds_for(round(share * self.last["counts"]["images"]), runs)
-
-    def _described(self) -> Described:
-        """The last version's tables of describe, with the models of this config."""
-        last: Mapping[str, Any] = self.last or {}
-        before, names = last.get("tables", {}).get("describe", {}), last.get("numerics", {})
-        texts = [n for n, m in self.config.models.items() if m.library == "open_clip"]
-        models = {"vectors": [*self.config.models], "texts": texts}
-        found: dict[str, Any] = {
-            kind: {n: Table(names.get(kind, {}).get(n, f"{kind}-new")) for n in of}
-            for kind, of in models.items()
-        }
-        for field in Described._fields:
-            if field not in found:
-                found[field] = Table.from_json(before[field]) if field in before else Table(field)
-        found["looks"] = Table(names.get("looks", "looks"))
-        return Described(**found)
-
-    def _recorded(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """A stage of the ledger: done before, or to be done, and why."""
-        bound = inspect.signature(stage).bind(*given, **named)
-        bound.apply_defaults()
-        inputs = bound.arguments
-        # Of an argument without columns only the name counts, which a changed model changes.
-        counted = [arg for arg, columns in stage.reads.items() if columns or self.other_model]
-        moved = {arg: self._sources(inputs[arg]) for arg in counted if arg in inputs}
-        moved = {arg: sources for arg, sources in moved.items() if sources}
-        if not moved:
-            try:
-                return stage(*given, **named)
-            except WouldRun:
-                pass
-        means = settings(_plain(stage.meaning(inputs["params"])))
-        every = _records(self.build.store, stage.stage)
-        kin = [r for r in every if (r.get("params"), r.get("version")) == (means, stage.version)]
-        record, why, whole = self._cause(stage, inputs, means, kin, every, moved)
-        seconds = self._estimate(kin or every, whole)
-        self.items.append(Item(_name(stage, inputs["params"]), why, seconds))
-        return self._stand_in(stage.stage, _outputs(stage, record))
-
-    def _cause(
-        self,
-        stage: Any,
-        inputs: Mapping[str, Any],
-        means: Any,
-        kin: list[dict[str, Any]],
-        every: list[dict[str, Any]],
-        moved: Mapping[str, set[str]],
-    ) -> tuple[dict[str, Any] | None, str, bool]:
-        """The record that comes nearest, what differs from it, and whether all is done anew."""
-        if kin:
-            equal = {id(r): self._equal(stage, inputs, r, moved) for r in kin}
-            record = max(reversed(kin), key=lambda r: (len(equal[id(r)]), r.get("created", 0)))
-            given = [arg for arg in stage.reads if arg in inputs]
-            other = [arg for arg in given if arg not in equal[id(record)]]
-            # Vectors and their like are named by what made them.
-            models = [arg for arg in other if not stage.reads[arg]]
-            if models and not moved:
-                return record, f"changed model: other {', '.join(models)}", True
-            return record, _because(other, moved), bool(models)
-        if not every:
-            return None, "never done in this store", True
-        record = max(reversed(every), key=lambda r: r.get("created", 0))
-        causes = []
-        if record.get("version", stage.version) != stage.version:
-            causes.append(f"changed code: version {record['version']} to {stage.version}")
-        differ = list(config_changes(record.get("params"), means))
-        causes += [
-            f"changed parameter{f' {key}' if key else ''}: {_short(old)} to {_short(new)}"
-            for key, old, new in differ[:SHOWN_SETTINGS]
-        ]
-        causes += [f"{len(differ) - SHOWN_SETTINGS} more"] if len(differ) > SHOWN_SETTINGS else []
-        return record, "; ".join(causes) or _because([], moved), True
-
-    def _equal(
-        self, stage: Any, inputs: Mapping[str, Any], record: Mapping[str, Any], moved: Any
-    ) -> set[str]:
-        """Arguments that are as they were for a record; those that stand in are not."""
-        before, same = record.get("inputs", {}), set()
-        for arg, columns in stage.reads.items():
-            if arg in inputs and arg not in moved:
-                now = self._digests(inputs[arg], tuple(columns))
-                same |= {arg} if before.get(arg) == now else set()
-        return same
-
-    def _digests(self, value: Any, columns: tuple[str, ...]) -> Any:
-        if isinstance(value, Table):
-            return self._digest(value, columns)
-        return {name: self._digest(table, columns) for name, table in value.items()}
-
-    def _digest(self, table: Table, columns: tuple[str, ...]) -> str:
-        key = (table, columns)
-        if key not in self._known:
-            self._known[key] = tables.digest(self.build.store, table, columns)
-        return self._known[key]
-
-    @cached_property
-    def _known(self) -> dict[tuple[Table, tuple[str, ...]], str]:
-        return {}
-
-    def _estimate(self, records: list[dict[str, Any]], whole: bool) -> float | None:
-        """Seconds from what the stage took before: all of the slowest run, or twice the share."""
-        spent = [r["milliseconds"] / 1000 for r in records if "milliseconds" in r]
-        if not spent:
-            return None
-        only_files = self.share is not None and not any(i.seconds is None for i in self.items)
-        if whole or not only_files or not self.share:
-            return max(spent)
-        return max(min(spent), min(1.0, 2 * self.share) * max(spent))
-
-    def _plain(self, stage: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Publishing: done anew where anything before it is. What follows it is not looked at."""
-        name = stage.__name__
-        if self.items:
-            why = "a new version, unless the same comes out"
-            self.items.append(Item("publish", why, self._last_seconds("publish")))
-            raise _Seen
-        if name == "tidy":
-            raise _Seen
-        try:
-            self.version = stage(*given, **named)
-        except WouldRun as would:
-            why = f"{would.inputs['records']:,} records to publish as a new version"
-            self.items.append(Item(name, why, self._last_seconds(name)))
-            raise _Seen from None
-        return self.version
-
-    def _last_seconds(self, stage: str) -> float | None:
-        seconds = (self.last or {}).get("seconds", {}).get(stage)
-        return None if seconds is None else float(seconds)
-
-    def _stand_in(self, stage: str, result: Any) -> Any:
-        self.kept.append(result)
-        for _, table in tables_in(result):
-            self.pending[id(table)] = stage
-        return result
-
-    def _sources(self, value: Any) -> set[str]:
-        """The stages with work to do whose results stand in for a value."""
-        return {self.pending[id(t)] for _, t in tables_in((value,)) if id(t) in self.pending}
-
-
-def _plain(params: Any) -> Any:
-    return params.model_dump(mode="json") if hasattr(params, "model_dump") else params
-
-
-def _records(store: Store, stage: str) -> list[dict[str, Any]]:
-    """The last records of a stage in order, of all families; damaged ones are passed over."""
-    prefix = f"ledger/{stage}/"
-    try:
-        found = [s for s in store.list(prefix) if s.key[len(prefix) :].count("/") == 1]
-    except NotFound:
-        return []
-    last = sorted(found, key=lambda s: (s.mtime, s.key))[-RECORDS:]
-    records = (versions.parsed(store.get(stat.key)) for stat in last)
-    return [record for record in records if record and "tables" in record]
-
-
-def _outputs(stage: Any, record: Mapping[str, Any] | None) -> Any:
-    """The results of a stage as a record names them; without one, empty tables."""
-    kind = get_type_hints(inspect.unwrap(stage))["return"]
-    known = record["tables"] if record else {}
-    return kind(**{field: _table(known.get(field), field) for field in kind._fields})
-
-
-def _table(data: Any, name: str) -> Any:
-    if not data:
-        return Table(name)
-    if "shards" in data:
-        return Table.from_json(data)
-    return {part: _table(item, name) for part, item in data.items()}
-
-
-def _name(stage: Any, params: Any) -> str:
-    """The stage, with the space where it is done space by space."""
-    space = getattr(params, "space", None)
-    return f"{stage.stage} {space}" if isinstance(space, str) else str(stage.stage)
-
-
-def _because(changed: list[str], moved: Mapping[str, set[str]]) -> str:
-    """Input that differs, and stages with work to do whose result may differ."""
-    own = [arg.replace("_", " ") for arg in changed if arg not in moved]
-    sources = list(dict.fromkeys(s for names in moved.values() for s in sorted(names)))
-    told = [f"changed input: {', '.join(own)}"] if own else []
-    told += [f"follows {', '.join(sources)}"] if sources else []
-    return "; ".join(told) or "changed input"
-
-
-def _short(value: Any) -> str:
-    return "not set" if value is None else plain(str(value), 60)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
-
-
 def as_json(found: Plan) -> dict[str, Any]:
-    """The plan for scripts."""
+    """The plan for scripts; money in 10^-9 of the currency."""
+    stages = [item._asdict() for item in found.items]
+    for stage in stages:
+        stage["calls"] = stage["calls"] and stage["calls"]._asdict()
     return {
         "dataset": found.dataset,
         "last": found.last["version"] if found.last else None,
         "settings": [list(row) for row in found.settings],
         "corpus": found.corpus,
-        "stages": [item._asdict() for item in found.items],
+        "stages": stages,
         "seconds": round(found.seconds, 1),
+        "calls": found.calls._asdict() if found.calls else None,
+        "currency": found.currency,
         "nothing_to_do": not found.items,
         "refused": found.refused,
     }
@@ -389,15 +126,61 @@ def show(found: Plan, console: Console) -> None:
         console.print(Text(line), soft_wrap=True, highlight=False)
     if not found.items:
         return
-    table = RichTable("stage", "why", "about", box=None, pad_edge=False)
-    table.columns[0].no_wrap = table.columns[2].no_wrap = True
+    columns = ["stage", "why", "about"] + (["calls", "cost"] if found.calls else [])
+    table = RichTable(*columns, box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"
+    for column in (table.columns[0], *table.columns[2:]):
+        column.no_wrap = True
     table.columns[2].justify = "right"
     for item in found.items:
-        table.add_row(item.stage, Text(item.why), _time(item.seconds))
+        asked = [counted(item.calls), priced(item.calls, found.currency)] if item.calls else []
+        table.add_row(item.stage, Text(item.why), _time(item.seconds), *asked)
     console.print(table)
+    for line in _totals(found):
+        console.print(Text(line), soft_wrap=True, highlight=False)
+
+
+def _totals(found: Plan) -> Iterator[str]:
     unknown = any(item.seconds is None for item in found.items)
-    more = ", and what is not known" if unknown else ""
-    console.print(f"about {_time(found.seconds)}{more}", highlight=False)
+    yield f"about {_time(found.seconds)}{', and what is not known' if unknown else ''}"
+    calls = found.calls
+    if calls is None:
+        return
+    stored = f"; {calls.stored:,} answers are stored and cost nothing" if calls.stored else ""
+    yield f"calls: {counted(calls)}{stored}"
+    if calls.most != 0:
+        yield f"cost: {priced(calls, found.currency)}"
+    yield from found.budgets
+    if calls.kind != "counted":
+        yield (
+            "what a stage is given is known when those above it have run: until then its calls are "
+            "bounded, or as before, and priced as those of the last version"
+        )
+
+
+def counted(calls: Calls) -> str:
+    """How many calls in words: as many as questions, and more where answers must be repaired."""
+    if calls.most is None:
+        return "?"
+    if not calls.most:
+        return "none"
+    if calls.kind == "expected":
+        return f"about {calls.plain:,}"
+    if calls.kind == "bounded":
+        return f"at most {calls.plain:,}, {calls.most:,} with repairs"
+    return f"{calls.plain:,}, at most {calls.most:,} with repairs"
+
+
+def priced(calls: Calls, currency: str | None) -> str:
+    """What calls cost in words."""
+    if calls.most == 0:
+        return "nothing"
+    if currency is None:
+        return "no prices are set"
+    if calls.money is None:
+        return "?"
+    word = "at most" if calls.kind == "counted" else "about"
+    return f"{word} {calls.money / NANO:,.2f} {currency}"
 
 
 def _heading(found: Plan) -> Iterator[str]:
@@ -414,11 +197,11 @@ def _heading(found: Plan) -> Iterator[str]:
             f"{corpus['files']:,} files"
         )
     elif corpus:
-        yield f"  corpus: {corpus['files']:,} files, {_size(corpus['bytes'])}"
+        yield f"  corpus: {corpus['files']:,} files, {size_of(corpus['bytes'])}"
     if found.refused:
         yield f"  the last build was refused by {versions.refused_by(found.refused)}"
     for key, old, new in found.settings:
-        yield f"  setting {plain(key, 100)}: {_short(old)} to {_short(new)}"
+        yield f"  setting {plain(key, 100)}: {short(old)} to {short(new)}"
 
 
 def _time(seconds: float | None) -> str:

@@ -18,7 +18,18 @@ from flows.build import known as known
 from flows.config import Name, StoreParams, open_build
 from flows.progress import reporter
 from flows.step import completed, link, step
-from flows.summary import costs, outcome, summary, tell_refused, unpublished, waiting
+from flows.summary import (
+    NAMED,
+    costs,
+    numerics,
+    outcome,
+    summary,
+    tell_refused,
+    told,
+    unpublished,
+    waiting,
+)
+from flows.trail import Stop, Trail, named_tables, samples_in
 from infra import tables
 from infra.build import Build
 from infra.cluster import ClusterParams
@@ -165,15 +176,18 @@ def build_recipe(
 ) -> dict[str, Any]:
     """The stages of a recipe, then what all have in common: records, fates, a version."""
     assert recipe.stages is not None
-    made = recipe.stages(run, config, step)
+    trail = Trail(step)
+    made = recipe.stages(run, config, trail.step)
+    stops = list(trail.stops(made.ran))
     recorded = step(record_samples)(
         run, made.samples, made.seen.images, RecordParams(round(10_000 * config.validation))
     )
     ran = {"snapshot": made.listed, "describe": made.seen, **made.ran}
     drops = {name: stage.drops for name, stage in ran.items() if hasattr(stage, "drops")}
     fates = step(account_for_samples)(
-        run, made.seen.objects, made.seen.images, made.files, recorded.records, drops
-    )
+        run, made.seen.objects, made.seen.images, made.files, samples_in(stops), recorded.records,
+        drops,
+    )  # fmt: skip
     keep = (config.publish.keep_versions, config.publish.keep_days)
     pending = waiting(run, ran)
     if pending and not config.publish_partial and not run.planning:
@@ -192,23 +206,32 @@ def build_recipe(
     check_forgotten(run)
     version = step(publish)(
         run, config.dataset, contents, about, report, config.publish,
-        partial(measured, run, ran, config), samples_of(EXPORTS[made.export]),
+        partial(measured, run, ran, stops, pending, config), samples_of(EXPORTS[made.export]),
     )  # fmt: skip
     result = summary(run, version)
     tidied = step(tidy)(run, config.dataset, made.seen.objects, version.fresh, keep, config.tidy)
     return {**result, "waiting": pending, "tidied": tidied._asdict()}
 
 
-def measured(run: Build, ran: Mapping[str, Any], config: RecipeConfig) -> dict[str, Any]:
-    """What a manifest says beyond files and config: yields by stage, work, cost."""
+def measured(
+    run: Build,
+    ran: Mapping[str, Any],
+    stops: list[Stop],
+    pending: Mapping[str, int],
+    config: RecipeConfig,
+) -> dict[str, Any]:
+    """What a manifest says beyond files and config: stages and their tables, yields, work, cost."""
     return {
+        "stages": [[stop.name, stop.stage] for stop in stops],
         "yields": [list(row) for row in yields(run, ran)],
         "work": dict(run.work),
         "seconds": {stage: round(spent, 3) for stage, spent in run.seconds.items()},
         "cost": costs(run),
         "currency": config.model.currency,
-        "partial": waiting(run, ran),
-        "tables": {},
+        "partial": dict(pending),
+        "tables": told(ran, NAMED) | named_tables(stops, True),
+        "passing_tables": named_tables(stops, False),
+        "numerics": numerics(ran["describe"]),
         "mining": {},
     }
 
@@ -227,6 +250,12 @@ def discover() -> Sequence[Recipe]:
     names = sorted(module.name for module in pkgutil.iter_modules(flows.__path__))
     modules = (importlib.import_module(f"flows.{name}") for name in names)
     return [m.RECIPE for m in modules if isinstance(getattr(m, "RECIPE", None), Recipe)]
+
+
+def named(name: str) -> Recipe:
+    """The recipe of a name."""
+    found: Recipe = importlib.import_module(f"flows.{name}").RECIPE
+    return found
 
 
 def find(name: str) -> Callable[[RecipeConfig], dict[str, Any]]:

@@ -59,11 +59,15 @@ PASSING = {"find_neighbours": ("members", "lists")}
 
 
 def measured(
-    build: Build, dataset: str, ran: Mapping[str, Any], currency: str | None = None
+    build: Build,
+    dataset: str,
+    ran: Mapping[str, Any],
+    pending: Mapping[str, int],
+    currency: str | None = None,
 ) -> dict[str, Any]:
     """What a manifest says beyond its files and config: calibrated values, tables, what it cost.
 
-    `ran` holds the results of the stages by their names.
+    `ran` holds the results of the stages by their names, `pending` what waits.
     """
     listed, seen, fitting, near, mined = (
         ran[stage]
@@ -79,23 +83,29 @@ def measured(
         "mining": {fact["name"]: fact["value"] for fact in mining},
         "members": {name: table.rows for name, table in near.members.items()},
         "occupied": {b["space"]: _occupied(build, near.lists[b["space"]], b) for b in bands},
-        "tables": _named(ran, NAMED),
-        "passing_tables": _named(ran, PASSING),
-        # Named without their shards, which hold more than this corpus and may be forgotten.
-        "numerics": {
-            kind: {model: table.name for model, table in getattr(seen, kind).items()}
-            for kind in ("vectors", "texts")
-        }
-        | {"looks": seen.looks.name},
+        "tables": told(ran, NAMED),
+        "passing_tables": told(ran, PASSING),
+        "numerics": numerics(seen),
         "work": {name: build.work[name] for name in WORK},
         "seconds": {stage: round(spent, 3) for stage, spent in build.seconds.items()},
         "cost": costs(build),
         "currency": currency,
-        "partial": waiting(build, ran),
+        "partial": dict(pending),
         "checks": _checks(build, ran),
         "agreement": ran["checks"].agreement,
         "attacks": attack.read(build.store, dataset),
     }
+
+
+def numerics(seen: Described) -> dict[str, Any]:
+    """With what pictures and texts were described: names of tables, without their shards, which
+    hold more than one corpus and may be forgotten.
+    """
+    found: dict[str, Any] = {
+        kind: {model: table.name for model, table in getattr(seen, kind).items()}
+        for kind in ("vectors", "texts")
+    }
+    return found | {"looks": seen.looks.name}
 
 
 def _checks(build: Build, ran: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -123,7 +133,7 @@ def waiting(build: Build, ran: Mapping[str, Any]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _named(ran: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def told(ran: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Tables of stages as JSON, by stage and name."""
 
     def as_json(value: Any) -> Any:

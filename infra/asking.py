@@ -22,6 +22,7 @@ from infra.batches import Batches, Line, discounted, line_of
 from infra.budget import NANO, Amount, Budget, OverBudget, Prices, Spending
 from infra.build import Build
 from infra.errors import ConfigError
+from infra.foreseeing import Calls, WouldAsk, foresee
 from infra.ledger import unless_dropped_by
 from infra.local_mllm import InProcess, LocalModel
 from infra.mllm import CallFailed, Endpoint, EndpointUnavailable, Request, Response, Unanswered
@@ -119,9 +120,28 @@ def ask_all(
 
     Items are begun in their order; within a budget, while it covers `calls` for each. `images`
     gives the JPEG of an image_id; it is called in threads, and no sooner than its picture is sent.
-    Raises EndpointUnavailable where no server has ever answered, ConfigError for a missing key.
+    Raises EndpointUnavailable where no server has ever answered, ConfigError for a missing key,
+    and WouldAsk in a planning build.
     """
+    if build.planning:
+        raise WouldAsk(_foreseen(build, items, work, params, calls))
     return asyncio.run(_ask_all(build, stage, items, work, params, images, calls)) if items else []
+
+
+def _foreseen(
+    build: Build,
+    items: Sequence[Item],
+    work: Callable[[mllm.Ask, Item], Awaitable[Row]],
+    params: AskParams,
+    calls: int,
+) -> Calls:
+    """What asking would come to: at full price in batches too, as some calls go by themselves."""
+    asked = params.local or params.endpoint
+    assert asked is not None
+    price = partial(most, asked)
+    return foresee(
+        responses.look(build.store), items, work, params.attempt, calls, price, _response
+    )
 
 
 none_waits = unless_dropped_by(*mllm.PENDING)

@@ -185,7 +185,7 @@ class Spending:
         money, tokens = (math.ceil(part * self._excess) for part in wanted[:2])
         wanted = Amount(money, tokens, wanted.calls)
         while True:
-            if self._month != _month(self._now()):
+            if self._month != month_of(self._now()):
                 await self._begin_month()
             if not self._fits(wanted, Amount()):
                 raise OverBudget
@@ -257,7 +257,7 @@ class Spending:
 
     async def _begin_month(self) -> None:
         async with self._writing:
-            month = _month(self._now())
+            month = month_of(self._now())
             if month == self._month:
                 return
             if self._month:
@@ -302,5 +302,6 @@ def _bounds(limits: Limits) -> tuple[int | None, int | None, int | None]:
     return money, limits.tokens, limits.calls
 
 
-def _month(now: float) -> str:
+def month_of(now: float) -> str:
+    """The calendar month (UTC) of a time in seconds since 1970, as `2026-11`."""
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m")

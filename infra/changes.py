@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from infra import tables, versions
+from infra.errors import PairmillError
+from infra.mllm import PENDING
 from infra.store import Store
 from infra.tables import Table
 
-LEVELS = ("object", "image", "pair", "record")
+LEVELS = ("object", "image", "pair", "sample", "record")
 COLUMNS = {
     "level": pl.String, "id": pl.String, "change": pl.String, "reason": pl.String,
     "before": pl.String, "after": pl.String, "other": pl.String,
 }  # fmt: skip
 ELIGIBLE = ("paired", "unpaired")
+IN_RECORD = ("paired", "recorded")
 # Columns of a record that change together, by what a reader calls them.
 PARTS = {
     "label": ("instructions", "description", "labeller", "model"),
@@ -30,12 +33,23 @@ Manifest = Mapping[str, Any]
 
 
 class Side(NamedTuple):
-    """One of two versions in memory. `pairs` are all that were mined, or else those in records."""
+    """One of two versions in memory. `pairs` are all that were mined, or else those in records;
+    of samples there are none.
+    """
 
     manifest: Manifest
     fates: pl.DataFrame
     records: pl.DataFrame
     pairs: pl.DataFrame
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """What has fates here, and records."""
+        return tuple(level for level in LEVELS if level != self._other)
+
+    @property
+    def _other(self) -> str:
+        return "pair" if self.manifest.get("recipe") else "sample"
 
 
 def published(store: Store, manifest: Manifest) -> Side:
@@ -61,23 +75,49 @@ def side(
         {"space": pl.String, "score": pl.Int32, "rank": pl.Int32, "in_band": pl.Boolean}
     )
     lists: dict[str, Any] = {"ties": pl.List(tie), "negatives": pl.List(pl.String)}
+    none = pl.DataFrame(schema=columns | lists)
+    if manifest.get("recipe"):
+        samples = records if records.width else pl.DataFrame(schema={"sample_id": pl.String})
+        return Side(manifest, fates, samples, none)
     if not records.width:
-        records = pl.DataFrame(schema=columns | lists)
+        records = none
     pairs = records if mined is None else mined
     return Side(manifest, fates, records, pairs.select(*columns, *lists))
 
 
 def between(old: Side, new: Side) -> pl.DataFrame:
-    """Every object, image, pair and record that differs, as rows of COLUMNS, sorted.
+    """Every object, image, pair, sample and record that differs, as rows of COLUMNS, sorted.
 
     `change` is added, removed or changed; `before` and `after` are fates, for records the parts
     that differ; `other` is the image or parameter that a reason speaks of.
     """
     images = _images(old, new)
-    pairs = _pairs(old, new)
-    found = [_objects(old, new, images), images, pairs, _records(old, new, pairs)]
+    if new.manifest.get("recipe"):
+        made = _samples(old, new)
+        records = _records_of_samples(old, new, made)
+    else:
+        made = _pairs(old, new)
+        records = _records(old, new, made)
+    found = [_objects(old, new, images), images, made, records]
     typed = [pl.col(name).cast(kind) for name, kind in COLUMNS.items()]
     return pl.concat([frame.select(typed) for frame in found]).sort("level", "id")
+
+
+def since(
+    store: Store, last: Manifest | None, manifest: Manifest, fates: Table, records: Table
+) -> dict[str, Any] | None:
+    """How a version about to be published differs from the last one, in counts; None for the first.
+
+    A last version that can't be read any more must not stop every later night.
+    """
+    if last is None:
+        return None
+    new = unpublished(store, manifest, fates, records)
+    try:
+        old = published(store, last)
+        return summary(last, manifest, between(old, new))
+    except (PairmillError, pl.exceptions.PolarsError) as error:
+        return {"version": last["version"], "unreadable": str(error).partition("\n")[0]}
 
 
 def _level(side: Side, level: str) -> pl.DataFrame:
@@ -155,8 +195,8 @@ def _images(old: Side, new: Side) -> pl.DataFrame:
         (now == "low_clip_score", "its caption fits worse"),
         ((was == "low_clip_score") & (pl.col("value") >= now_cut), "the caption cut moved"),
         (was == "low_clip_score", "its caption fits better"),
-        (now == "paired", "in a record now"),
-        ((was == "paired") & (now == "unpaired"), "in no record any more"),
+        (now.is_in(IN_RECORD), "in a record now"),
+        (was.is_in(IN_RECORD) & now.is_in(["unpaired", "without_record"]), "in no record any more"),
         otherwise=pl.format("{} became {}", was, now),
     )
     return rows.with_columns(reason=reason, level=pl.lit("image"), before=was, after=now)
@@ -304,6 +344,62 @@ def _records(old: Side, new: Side, pairs: pl.DataFrame) -> pl.DataFrame:
     )  # fmt: skip
 
 
+def _samples(old: Side, new: Side) -> pl.DataFrame:
+    """Samples by the fate that they had and have; what is made of records has new names."""
+    rows = _joined(_level(old, "sample"), _level(new, "sample"))
+    rows = rows.with_columns(pl.coalesce("image_id_new", "image_id").alias("other"))
+    for name, one in (("image_was", old), ("image_now", new)):
+        rows = rows.join(_fate_of(one, name), on="other", how="left")
+    added, removed = (pl.col("change") == change for change in ("added", "removed"))
+    was, now, has_image = pl.col("fate"), pl.col("fate_new"), pl.col("other").is_not_null()
+    waited, waits = (fate.is_in(PENDING) for fate in (was, now))
+    reason = _first(
+        (added & has_image & pl.col("image_was").is_null(), "its image arrived"),
+        (removed & has_image & pl.col("image_now").is_null(), f"its image {_gone(old, new)}"),
+        (added, "a new record, or another answer about an old one"),
+        (removed, "its record is gone, or has another answer"),
+        (waited & ~waits, pl.format("answered now: {}", now)),
+        (was != now, pl.format("{} became {}", was, now)),
+        otherwise=pl.format("{}, by another value", now),
+    )
+    return rows.with_columns(reason=reason, level=pl.lit("sample"), before=was, after=now)
+
+
+def _records_of_samples(old: Side, new: Side, samples: pl.DataFrame) -> pl.DataFrame:
+    """Records by their columns; one that came or went does so by the reason of its sample."""
+    columns = sorted({*old.records.columns, *new.records.columns} - {"sample_id"})
+    rows = _joined(_hashed(old.records, columns), _hashed(new.records, columns))
+    because = samples.select("id", pl.col("reason").alias("because"), "other")
+    rows = rows.join(because, on="id", how="left")
+    parts = [
+        pl.when(pl.col(f" {name}").ne_missing(pl.col(f" {name}_new"))).then(pl.lit(name))
+        for name in columns
+    ]
+    changed = pl.concat_list(parts).list.drop_nulls().list.join(", ")
+    is_changed = pl.col("change") == "changed"
+    reason = pl.when(is_changed).then(pl.format("changed: {}", changed)).otherwise("because")
+    return rows.with_columns(
+        level=pl.lit("record"), reason=reason.fill_null("its sample changed"),
+        before=pl.lit(None, pl.String), after=pl.when(is_changed).then(changed),
+    )  # fmt: skip
+
+
+def _hashed(records: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Records with each column as a number to compare by; null where there is no such column.
+
+    A blank before their names keeps them apart from our own.
+    """
+    none = pl.lit(None, pl.UInt64)
+    hashes = [
+        (_hash(name) if name in records.columns else none).alias(f" {name}") for name in columns
+    ]
+    return records.select(pl.col("sample_id").alias("id"), *hashes)
+
+
+def _hash(*columns: str) -> pl.Expr:
+    return pl.struct(columns).struct.json_encode().hash()
+
+
 def _parts(records: pl.DataFrame) -> pl.DataFrame:
     parts = [_part(records, name).alias(name) for name in PARTS]
     return records.select(pl.col("pair_id").alias("id"), *parts)
@@ -314,7 +410,7 @@ def _part(records: pl.DataFrame, name: str) -> pl.Expr:
     columns = [c for c in PARTS[name] if c in records.columns]
     if not columns:
         return pl.lit(0, pl.UInt64)
-    return pl.struct(columns).struct.json_encode().hash()
+    return _hash(*columns)
 
 
 def _differs(old: Side, new: Side, section: str) -> bool:

@@ -1,11 +1,10 @@
 """What a version is made of: its tables, and how records of its kind become files."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import polars as pl
 
-from infra.store import Store
 from infra.tables import Table
 
 
@@ -21,11 +20,10 @@ class Contents(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What kind of records a version holds: how they are told from the last ones, which images
-    they name, the files that trainers read beside the Parquet ones, and the card.
+    """What kind of records a version holds: which images they name, the files that trainers read
+    beside the Parquet ones, and the card.
     """
 
-    since: Callable[[Store, Mapping[str, Any] | None, Mapping[str, Any], Contents], Any]
     images: Callable[[pl.DataFrame], Iterable[str | None]]
     files: Callable[[pl.DataFrame], Iterator[tuple[str, bytes]]]
     card: str

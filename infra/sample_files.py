@@ -11,12 +11,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra import changes, corpus, tables, versions
+from infra import corpus
 from infra.attention_maps import UNIT
-from infra.errors import PairmillError
 from infra.grpo_files import grpo
-from infra.product import Contents, Product
-from infra.store import Store
+from infra.product import Product
 
 Files = Iterator[tuple[str, bytes]]
 SD_RPN_ROWS = 2_000  # of 576 cells: some 25 MB a file of JSON lines
@@ -34,7 +32,7 @@ REGION_COLUMNS = ("region_caption", "context_caption", "class_name", "global_cap
 
 def samples_of(files: Callable[[pl.DataFrame], Files]) -> Product:
     """A version whose records are samples, with these files."""
-    return Product(_since, lambda rows: rows["image_id"], files, "sample_card.md")
+    return Product(lambda rows: rows["image_id"], files, "sample_card.md")
 
 
 def llava(rows: pl.DataFrame) -> Files:
@@ -262,26 +260,3 @@ EXPORTS: Mapping[str, Callable[[pl.DataFrame], Files]] = {
     "sd_rpn": sd_rpn,
     "grpo": grpo,
 }
-
-
-def _since(
-    store: Store, last: Mapping[str, Any] | None, manifest: Mapping[str, Any], contents: Contents
-) -> dict[str, Any] | None:
-    """How the records differ from those of the last version, in counts; None for the first."""
-    if last is None:
-        return None
-    try:
-        old = versions.records(store, last)
-    except PairmillError as error:
-        return {"version": last["version"], "unreadable": str(error).partition("\n")[0]}
-    new = tables.frame(store, contents.records, ["sample_id"])
-    was = set(old["sample_id"]) if old.width else set()
-    now = set(new["sample_id"])
-    counts = {"added": len(now - was), "removed": len(was - now)}
-    rows = [["record", change, "its samples", n] for change, n in counts.items() if n]
-    return {
-        "version": last["version"],
-        "config": [list(r) for r in changes.config_changes(last["config"], manifest["config"])],
-        "models": [],
-        "changes": rows,
-    }

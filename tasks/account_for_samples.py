@@ -23,11 +23,12 @@ class Accounted(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "objects": ("key", "member", "image_id"),
         "images": ("image_id",),
         "files": ("key",),
+        "samples": ("sample_id", "image_id"),
         "records": ("sample_id", "image_id"),
         "drops": ("level", "id", "stage", "rule", "value", "detail"),
     },
@@ -37,14 +38,16 @@ def account_for_samples(
     objects: Table,
     images: Table,
     files: Table,
+    samples: Mapping[str, Table],
     records: Table,
     drops: Mapping[str, Table],
     params: None = None,
 ) -> Accounted:
-    """Fold what was kept and what was dropped into fates. `files` are those of records.
+    """Fold what was kept and what was dropped into fates. `files` are those of records; `samples`
+    are all that any stage gave.
 
-    Raises PairmillError where something has no fate, or two: a sample that several stages
-    dropped, or that one dropped and another recorded.
+    Raises PairmillError where something has no fate, or two: a sample that several stages dropped,
+    that one dropped and another recorded, or that was in a stage's hands and is nowhere now.
     """
     dropped = pl.concat([tables.frame(build.store, table) for table in drops.values()]).unique()
     read = set(tables.read(build.store, files, ["key"])["key"].to_pylist())
@@ -53,9 +56,11 @@ def account_for_samples(
         pl.when(is_read).then(pl.lit("metadata")).otherwise("rule").alias("rule")
     )
     rows = tables.frame(build.store, records, ["sample_id", "image_id"])
-    of_samples = pl.concat(
-        [_lost(dropped, "sample"), _kept(rows["sample_id"], "sample", "recorded", rows["image_id"])]
-    )
+    seen = _seen(build, samples)
+    images_of = seen.rename({"sample_id": "id"})
+    lost = _lost(dropped, "sample").drop("image_id").join(images_of, on="id", how="left")
+    kept = _kept(rows["sample_id"], "sample", "recorded", rows["image_id"])
+    of_samples = pl.concat([lost.select(COLUMNS), kept])
     usable = tables.read(build.store, images, ["image_id"])["image_id"].to_pylist()
     used = set(rows["image_id"])
     lost = _lost(dropped, "image")
@@ -71,13 +76,22 @@ def account_for_samples(
     images_fates = pl.concat(of_images)
     of_objects = _objects(build, objects, dropped, images_fates)
     fates = pl.concat([of_objects, images_fates, of_samples]).sort("level", "id")
-    _check(fates)
+    _check(fates, seen["sample_id"])
     nothing = (pl.lit(None, pl.String).alias("caption_id"), pl.lit(None).alias("clip_score"))
     eligible = pl.DataFrame({"image_id": sorted(left)}, {"image_id": pl.String})
     return Accounted(
         tables.write_frame(build.store, "fates", fates),
         tables.write_frame(build.store, "eligible", eligible.with_columns(nothing)),
     )
+
+
+def _seen(build: Build, samples: Mapping[str, Table]) -> pl.DataFrame:
+    """Every sample of any stage, with its image. Views, `<sample_id>@...`, share its fate."""
+    columns = ["sample_id", "image_id"]
+    none = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+    parts = [tables.frame(build.store, table, columns) for table in samples.values()]
+    rows = pl.concat([none, *parts]).unique()
+    return rows.filter(~pl.col("sample_id").str.contains("@", literal=True))
 
 
 def _lost(dropped: pl.DataFrame, level: str) -> pl.DataFrame:
@@ -109,13 +123,16 @@ def _objects(
     return pl.concat([own, shared.with_columns(pl.lit("object").alias("level")).select(COLUMNS)])
 
 
-def _check(fates: pl.DataFrame) -> None:
+def _check(fates: pl.DataFrame, seen: pl.Series) -> None:
     """Refuse to go on where an id has no fate, or two."""
-    twice = fates.filter(pl.struct("level", "id").is_duplicated())
-    none = fates["fate"].null_count()
-    if twice.height or none:
-        shown = ", ".join(twice["id"].head(3).to_list())
+    twice = fates.filter(pl.struct("level", "id").is_duplicated())["id"]
+    known = fates.filter(pl.col("level") == "sample")["id"]
+    none = pl.concat(
+        [fates.filter(pl.col("fate").is_null())["id"], seen.filter(~seen.is_in(known.implode()))]
+    )
+    if len(twice) or len(none):
+        shown = ", ".join([*twice.head(3), *none.head(3)])
         raise PairmillError(
-            f"the fates don't balance: {none} have none, {twice.height} have several ({shown}); "
+            f"the fates don't balance: {len(none)} have none, {len(twice)} have several ({shown}); "
             "nothing is published, please report this"
         )

@@ -143,7 +143,7 @@ def publish(
         **settings({**described, **measure()}),
         "history": drift.history(last),
     }
-    manifest["since"] = product.since(build.store, last, manifest, contents)
+    manifest["since"] = changes.since(build.store, last, manifest, contents.fates, contents.records)
     if shut := gates.failed(manifest, last, params.gates.model_dump()):
         _refuse(build, manifest, shut, latest, render_report)
     entry = _complete(build.store, dataset, latest, value, config_digest)
@@ -156,23 +156,6 @@ def publish(
     named = _move_latest(build.store, dataset, entry, etag)
     _forget_refusal(build.store, dataset)
     return _named(build, dataset, named, fresh=named["version"] == entry["version"])
-
-
-def _since(
-    store: Store, last: Mapping[str, Any] | None, manifest: Mapping[str, Any], contents: Contents
-) -> dict[str, Any] | None:
-    """How a version differs from the last one, in counts; None for the first.
-
-    A last version that can't be read any more must not stop every later night.
-    """
-    if last is None:
-        return None
-    new = changes.unpublished(store, manifest, contents.fates, contents.records)
-    try:
-        old = changes.published(store, last)
-        return changes.summary(last, manifest, changes.between(old, new))
-    except (PairmillError, pl.exceptions.PolarsError) as error:
-        return {"version": last["version"], "unreadable": str(error).partition("\n")[0]}
 
 
 def _refuse(
@@ -475,4 +458,4 @@ def _named(build: Build, dataset: str, entry: Mapping[str, Any], *, fresh: bool)
     )
 
 
-PAIRS = Product(_since, _images_of_pairs, _megapairs, "card.md")
+PAIRS = Product(_images_of_pairs, _megapairs, "card.md")

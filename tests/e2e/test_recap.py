@@ -7,21 +7,35 @@ import polars as pl
 import pytest
 
 from flows.config import load_config, open_build
+from flows.diff import as_json, compare
+from flows.plan import plan
 from flows.recap import RECIPE
 from flows.recipe import build_recipe, discover
 from infra.errors import ConfigError
+from infra.store import Location, open_store
+from infra.versions import find_version
 from tests.mllm_server import MllmServer
 from tests.recipes import write_config
 
 
 @pytest.fixture
-def recap(few, tmp_path):
+def config(few, tmp_path):
+    """A config of the recipe for a few pictures."""
+
+    def write(server, **changed):
+        return load_config(write_config(tmp_path, "recap", few, server, **changed))
+
+    return write
+
+
+@pytest.fixture
+def recap(config):
     """Runs the recipe on a few pictures."""
 
     def run(server, **changed):
-        config = load_config(write_config(tmp_path, "recap", few, server, **changed))
-        with open_build(config) as opened:
-            return build_recipe(opened, RECIPE, config)
+        parsed = config(server, **changed)
+        with open_build(parsed) as opened:
+            return build_recipe(opened, RECIPE, parsed)
 
     return run
 
@@ -43,14 +57,63 @@ def test_every_image_gets_a_caption_beside_its_own(recap):
     ]
 
 
-def test_a_stricter_rule_asks_nothing_and_a_longer_answer_everything(recap):
+def test_a_stricter_rule_asks_nothing_and_a_longer_answer_everything(recap, config, tmp_path):
     with MllmServer() as server:
         first = recap(server)
+        count = first["records"]
+        rule = plan(config(server, least_characters=45))
+        assert (rule.items[0].stage, rule.items[0].why) == (
+            "length", "changed parameter short_caption: 20 to 45",
+        )  # fmt: skip
+        assert rule.calls is None
         stricter = recap(server, least_characters=45)
-        assert server.counts.total() == first["records"]
-        assert 0 < stricter["records"] < first["records"]
-        longer = recap(server, model={"max_tokens": 256})
-        assert server.counts.total() == 2 * first["records"] == 2 * longer["records"]
+        assert server.counts.total() == count
+        assert 0 < stricter["records"] < count
+        _says_what_a_rule_took(open_store(Location(uri=str(tmp_path / "store"))), first, stricter)
+
+        longer = plan(config(server, model={"max_tokens": 256}))
+        assert longer.items[0].calls[:3] == (0, count, 2 * count)
+        assert longer.calls == longer.items[0].calls
+        assert recap(server, model={"max_tokens": 256})["records"] == count
+        assert server.counts.total() == 2 * count
+
+
+def _says_what_a_rule_took(store, first, stricter):
+    found = as_json(compare(store, "recap", "1", "2"))
+    lost = first["records"] - stricter["records"]
+    told = {(row["level"], row["change"]): (row["reason"], row["count"])
+            for row in found["changes"] if row["level"] in ("sample", "record")}  # fmt: skip
+    assert told == {
+        ("sample", "changed"): ("recorded became short_caption", lost),
+        ("record", "removed"): ("recorded became short_caption", lost),
+    }
+    assert found["config"] == [["least_characters", 20, 45]]
+    manifest = find_version(store, "recap", "2")
+    assert ["sample", "changed", "recorded became short_caption", lost] in (
+        manifest["since"]["changes"]
+    )
+
+
+def test_a_plan_says_what_it_may_cost_and_what_is_paid(recap, config):
+    def planned(server, **model):
+        asked = {**model.pop("endpoint", {}), "url": server.url, "model": "scripted"}
+        return plan(config(server, model={"endpoint": asked, **model}))
+
+    prices = {"prices": {"input": 2, "output": 10, "currency": "EUR"}}
+    with MllmServer() as server:
+        before = planned(server, endpoint=prices)
+        assert (before.last, before.calls.kind) == (None, "unknown")
+        result = recap(server, model={"budget": {"calls": 10}})
+        left = planned(server, endpoint=prices, budget={"money": 3, "month": {"calls": 50}})
+    # 10 are paid for. 128 tokens of output cost 1.28 thousandths, input that of at least its words.
+    count = result["waiting"]["over_budget"]
+    calls = left.items[0].calls
+    assert calls[:3] == (10, count, 2 * count)
+    assert 2 * count * 1.28e6 < calls.money < 2 * count * 30e6
+    assert left.budgets == [
+        "budget of a build: 3 EUR; beyond it questions wait",
+        "budget of a month: 50 calls, of which 10.00 is spent; beyond it questions wait",
+    ]
 
 
 def test_a_budget_makes_a_partial_version(recap):

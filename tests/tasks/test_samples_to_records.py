@@ -60,7 +60,7 @@ def test_all_records_of_an_image_are_on_one_side_and_stay_there(build):
 def accounted(build):
     """Fates of three pictures, one of which is broken, and of a file of records."""
 
-    def run(records, *drops, usable=("a", "b")):
+    def run(records, *drops, usable=("a", "b"), seen=()):
         objects = put(build, "objects", "key member image_id",
                       [("a.jpg", None, "a"), ("copy.jpg", None, "a"), ("b.jpg", None, "b"),
                        ("c.jpg", None, "c")])  # fmt: skip
@@ -75,7 +75,8 @@ def accounted(build):
             f"stage {at}": put(build, "drops", DROPS, rows_) for at, rows_ in enumerate(drops)
         }
         kept = samples_of(build, records, "sample_id image_id")
-        found = account_for_samples(build, objects, images, files, kept, given)
+        ways = {"import": samples_of(build, seen, "sample_id image_id"), "kept": kept}
+        found = account_for_samples(build, objects, images, files, ways, kept, given)
         fates = {(row["level"], row["id"]): row["fate"] for row in rows(build, found.fates)}
         return fates, [row["image_id"] for row in rows(build, found.eligible)]
 
@@ -122,6 +123,13 @@ def test_a_sample_with_two_fates_ends_the_build(accounted, records, drops):
         accounted(records, *drops)
 
 
+def test_a_sample_that_is_nowhere_any_more_ends_the_build(accounted):
+    seen = [("1", "a"), ("2", "a"), ("2@64", "a"), ("3", "b")]
+    assert accounted([("1", "a")], lost("2", "3"), seen=seen)[0]["sample", "2"] == "r"
+    with pytest.raises(PairmillError, match=r"don't balance: 1 have none, 0 have several \(3\)"):
+        accounted([("1", "a")], lost("2"), seen=seen)
+
+
 def test_an_image_that_nobody_knows_ends_the_build(accounted):
     with pytest.raises(PairmillError, match="don't balance: 1 have none"):
         accounted([], usable=("a",))
@@ -130,5 +138,5 @@ def test_an_image_that_nobody_knows_ends_the_build(accounted):
 def test_an_empty_corpus_has_no_fates(build):
     empty = [Table(name) for name in ("objects", "images", "files")]
     kept = samples_of(build, [], "sample_id image_id")
-    found = account_for_samples(build, *empty, kept, {"none": Table("drops")})
+    found = account_for_samples(build, *empty, {"kept": kept}, kept, {"none": Table("drops")})
     assert (found.fates.rows, found.eligible.rows) == (0, 0)
