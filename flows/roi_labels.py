@@ -1,6 +1,6 @@
 """SD-RPN: regions of interest by a model's own answer-to-image attention (arXiv 2509.16944)."""
 
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from prefect import flow
 from pydantic import Field, model_validator
@@ -20,11 +20,19 @@ from tasks.report import Story
 OWN = {"mode", "question", "prompt", "answer", "thresholds", *COLUMNS}
 
 
+class FirstQuestions(ImportParams):
+    """Records, of whose dialogues only the first question is asked, as the code."""
+
+    turns: Literal["all", "first"] = Field(
+        "first", description="`all` asks each question of a dialogue; the code asks the first."
+    )
+
+
 class RoiLabelsConfig(RecipeConfig):
     """SD-RPN's pseudo-labels."""
 
     name = "roi_labels"
-    records: ImportParams = Field(
+    records: FirstQuestions = Field(
         description="Questions about pictures: of each record the first one, as the code."
     )
     questions: QuestionParams = QuestionParams()

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from infra.errors import ConfigError
-from tasks.import_records import ImportParams, find_files, import_records
+from tasks.import_records import ImportParams, find_files
 from tests.corpora import fill
-from tests.tasks.examples import put, rows
+from tests.tasks.examples import rows
 
-PICTURES = ["images/a.jpg", "images/b.jpg", "images/c.jpg"]
 COCO = {
     "info": {"description": "COCO 2017"},
     "images": [
@@ -23,24 +22,6 @@ COCO = {
         {"id": 8, "image_id": 2, "category_id": 18, "bbox": [0, 0, 40, 40], "iscrowd": 0},
     ],
 }  # fmt: skip
-
-
-@pytest.fixture
-def imported(build):
-    """Imports files of a corpus of three pictures of 640 x 480."""
-
-    def run(files, **params):
-        fill(build, {key: text if isinstance(text, str | bytes) else json.dumps(text)
-                     for key, text in files.items()})  # fmt: skip
-        objects = put(build, "objects", "key image_id", [(key, key[7]) for key in PICTURES])
-        sized = [(name, 640, 480) for name in "ab"]  # c was too small, say
-        images = put(build, "images", "image_id width height", sized)
-        given = ImportParams(files=[*files], **params)
-        found = import_records(build, find_files(build, given), objects, images, given)
-        lost = [(row["id"], row["rule"], row["detail"]) for row in rows(build, found.drops)]
-        return rows(build, found.samples), lost
-
-    return run
 
 
 def test_boxes_of_coco_become_the_pixels_that_they_touch(imported):
@@ -62,7 +43,7 @@ def test_boxes_of_coco_become_the_pixels_that_they_touch(imported):
         ({"bbox": [0, 0, 1e300, 5]}, "malformed_record", "box"),
         ({"bbox": None}, "malformed_record", "TypeError"),
         ({"image_id": [1]}, "malformed_record", "TypeError"),
-        ({"image_id": 5}, "no_such_image", "None"),
+        ({"image_id": 5}, "no_such_image", "none is named"),
         ({"iscrowd": 1}, "crowd", "dog"),
     ],
 )
@@ -109,19 +90,60 @@ def turns(*said):
     return [{"from": side, "value": text} for side, text in zip(["human", "gpt"] * 9, said)]  # noqa: B905
 
 
-def test_conversations_give_their_first_turn(imported):
+def test_each_question_of_a_dialogue_is_a_sample_with_its_answer(imported):
     said = turns("<image>\nWhat is it?", "A dog.", "Why?", "It barks.")
     entry = {"id": "1", "image": "images/a.jpg", "conversations": said}
-    text_only = {"id": "2", "conversations": turns("Hello", "Hi")}
-    unanswered = {"image": "images/a.jpg", "conversations": turns("What?")}
-    empty = {"image": "images/a.jpg", "conversations": turns("<image>\n ", "A dog.")}
-    files = {"mix.json": [entry, text_only, unanswered, empty, {"image": "images/a.jpg"}]}
-    [row], lost = imported(files, format="conversations")
+    found, lost = imported({"mix.json": [entry]}, format="conversations")
+    assert {(row["instruction"], row["response"]) for row in found} == {
+        ("What is it?", "A dog."), ("Why?", "It barks."),
+    }  # fmt: skip
+    assert lost == []
+
+
+def test_where_only_first_questions_are_wanted_the_others_are_drops(imported):
+    said = turns("What is it?", "A dog.", "Why?", "It barks.", "Where?")
+    entry = {"image": "images/a.jpg", "conversations": said}
+    [row], lost = imported({"mix.json": [entry]}, format="conversations", turns="first")
     assert (row["instruction"], row["response"]) == ("What is it?", "A dog.")
-    assert [(name, rule) for name, rule, _ in lost] == [
-        ("mix.json#1", "no_such_image"), ("mix.json#2", "malformed_record"),
-        ("mix.json#3", "malformed_record"), ("mix.json#4", "malformed_record"),
-    ]  # fmt: skip
+    assert lost == [
+        ("mix.json#0.2", "later_turn", "turn 2 of a dialogue"),
+        ("mix.json#0.3", "later_turn", "turn 3 of a dialogue"),
+    ]
+
+
+def test_turns_that_do_not_pair_cost_themselves(imported):
+    said = [("human", "One?"), ("human", "Two?"), ("gpt", "2"), ("gpt", "3"), ("human", "Four?")]
+    talk = [{"from": side, "value": text} for side, text in said]
+    files = {"mix.json": [{"image": "images/a.jpg", "conversations": talk}]}
+    [row], lost = imported(files, format="conversations")
+    assert (row["instruction"], row["response"]) == ("Two?", "2")
+    assert lost == [
+        ("mix.json#0", "malformed_record", "response"),
+        ("mix.json#0.3", "malformed_record", "instruction"),
+        ("mix.json#0.4", "malformed_record", "response"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "rule", "detail"),
+    [
+        ({"conversations": turns("Hello", "Hi")}, "no_such_image", "none is named"),
+        ({"image": "images/a.jpg"}, "malformed_record", "KeyError: 'messages'"),
+        ({"image": "images/a.jpg", "conversations": []}, "malformed_record", "ValueError"),
+        ({"image": "images/a.jpg", "conversations": turns("<image>\n ", "A.")},
+         "malformed_record", "instruction"),
+        ({"image": "images/a.jpg", "conversations": [{"from": "tool", "value": "7"}]},
+         "malformed_record", "KeyError: 'tool'"),
+        ({"image": ["images/a.jpg", "images/b.jpg"], "conversations": turns("Same?", "No")},
+         "several_images", "2 pictures"),
+        ({"image": {"path": {}}, "conversations": turns("What?", "A.")},
+         "malformed_record", "TypeError"),
+    ],
+)  # fmt: skip
+def test_one_bad_dialogue_costs_itself(imported, entry, rule, detail):
+    good = {"image": "images/a.jpg", "conversations": turns("What?", "A dog.")}
+    [_], [(name, said, why)] = imported({"mix.json": [entry, good]}, format="conversations")
+    assert (name, said) == ("mix.json#0", rule) and why.startswith(detail)
 
 
 COLUMNS = {"image": "picture", "question": "q", "answer": "a"}
@@ -202,7 +224,7 @@ def test_a_file_of_another_kind_ends_the_build_in_one_line(imported, text, form,
 
 
 def test_a_broken_line_is_named(imported):
-    with pytest.raises(ConfigError, match=r"x\.jsonl, line 2, is not JSON"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl is not JSON \(line 2: "):
         imported({"x.jsonl": '{"picture": 1}\n{"pict'}, format="rows", columns=COLUMNS)
 
 
