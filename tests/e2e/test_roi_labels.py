@@ -98,7 +98,7 @@ def test_every_sample_has_a_fate_and_the_yields_are_these(first):
     _, result = first
     yields = json.loads(Path(result["manifest"]).read_text())["yields"]
     assert yields == [
-        ["records", 25, {}],
+        ["records", 25, {"later_turn": 24}],
         ["questions", 24, {"other_source": 1}],
         ["attention", 24, {}],
         ["labels", 22, {"too_large": 1, "too_weak": 1}],
