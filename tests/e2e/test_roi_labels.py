@@ -105,7 +105,7 @@ def test_every_sample_has_a_fate_and_the_yields_are_these(first):
     ]
     fates = pl.read_parquet(files(result) / "fates.parquet").filter(pl.col("level") == "sample")
     assert dict(fates["fate"].value_counts().iter_rows()) == {
-        "recorded": 22, "other_source": 1, "too_large": 1, "too_weak": 1,
+        "recorded": 22, "later_turn": 24, "other_source": 1, "too_large": 1, "too_weak": 1,
     }  # fmt: skip
     assert result["maps"] == 24
 
