@@ -87,7 +87,7 @@ def stages(run: Build, config: Llavar2Config, step: Any) -> Made:
     kept = step(filter_by_difficulty)(run, scored.samples, config.filter)
     joined = step(join_samples)(run, {"caption": told.samples, "pair": kept.samples})
     ran = {"import": rows, "read": read, "text": rich, "caption": told, "ask_pairs": asked,
-           "split": split, "quoted": quoted, "difficulty": kept}  # fmt: skip
+           "split": split, "quoted": quoted, "scores": scored, "difficulty": kept}  # fmt: skip
     return Made(listed, seen, files, joined.samples, ran, "captions_and_pairs", STORY)
 
 

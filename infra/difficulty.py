@@ -4,84 +4,88 @@ Hybrid-Instruct, arXiv 2412.16364; IFD after Cherry LLM, arXiv 2308.12032. Every
 mean negative log-likelihoods of the answer's tokens, as in the released code, not of perplexities.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from infra.local_mllm import LocalModel, Prompt, Shown
-from infra.local_probes import Supplied, log_probs
+from infra.local_mllm import Prompt, Shown
+from infra.local_probes import Supplied
+
+MILLION = 1_000_000
+Reader = Literal["text", "vision"]
 
 
-class Question(NamedTuple):
-    """A question about pictures, and the answer that somebody gave."""
+class Given(NamedTuple):
+    """An answer, and what comes before it: turns of user and assistant, or nothing, and a picture.
 
-    pictures: tuple[Shown, ...]
-    question: str
+    `reader` says by which of two models it is scored: one of text, or one that sees.
+    """
+
+    reader: Reader
     answer: str
-
-
-class FollowUp(NamedTuple):
-    """A question that is answered from the picture, and one whose answer explains that answer."""
-
-    first: Question
-    question: str
-    answer: str
+    turns: tuple[str, ...] = ()
+    sees: bool = False
 
 
 class Ratio(NamedTuple):
-    """Mean negative log-likelihoods in nats, and how one stands to the other.
+    """What is likened to what: NLL of the numerator over NLL of the denominator."""
 
-    Either is nan where the answer has no token to score, and so is the value.
-    """
-
-    numerator: float
-    denominator: float
-
-    @property
-    def value(self) -> float:
-        """nan also where the denominator is 0: the model was certain without any help."""
-        return self.numerator / self.denominator if self.denominator else float("nan")
+    numerator: Given
+    denominator: Given
 
 
-def instruction_difficulty(local: LocalModel, asked: Sequence[Question]) -> list[Ratio]:
-    """IFD = NLL(a | q) / NLL(a), by a model of text; pictures are not shown.
+def instruction_difficulty(question: str, answer: str) -> Ratio:
+    """IFD = NLL(a | q) / NLL(a), by a model of text; the picture is not shown.
 
     Above 1 the question makes the answer less likely: the two don't belong together.
     """
-    return _ratios(local, [(_given((), a), Supplied(None, a.answer)) for a in asked])
+    return Ratio(Given("text", answer, (question,)), Given("text", answer))
 
 
-def visual_difficulty(local: LocalModel, asked: Sequence[Question]) -> list[Ratio]:
-    """VFD = NLL(a | v, q) / NLL(a | q): how much the pictures help."""
-    return _ratios(local, [(_given(a.pictures, a), _given((), a)) for a in asked])
+def visual_difficulty(question: str, answer: str) -> Ratio:
+    """VFD = NLL(a | v, q) / NLL(a | q): how much the picture helps."""
+    return Ratio(Given("vision", answer, (question,), True), Given("vision", answer, (question,)))
 
 
-def follow_up_difficulty(local: LocalModel, asked: Sequence[FollowUp]) -> list[Ratio]:
+def follow_up_difficulty(q_e: str, a_e: str, q_s: str, a_s: str) -> Ratio:
     """FFD = NLL(a_s | v, q_e, a_e, q_s) / NLL(a_s | v, q_s).
 
     Above 1 the first answer makes its own explanation less likely: the two contradict each other.
     """
-    return _ratios(local, [(_after(pair), _alone(pair)) for pair in asked])
+    after = Given("vision", a_s, (q_e, a_e, q_s), True)
+    return Ratio(after, Given("vision", a_s, (q_s,), True))
 
 
-def multimodal_difficulty(instruction: Ratio, visual: Ratio) -> float:
-    """mIFD = VFD * IFD. By one and the same model it would be NLL(a | v, q) / NLL(a)."""
-    return visual.value * instruction.value
+def ratios(q_e: str, a_e: str, q_s: str, a_s: str) -> dict[str, Ratio]:
+    """All scores of a pair of turns by their names, but for mIFD, the product of IFD and VFD.
+
+    By one and the same model mIFD would be NLL(a | v, q) / NLL(a).
+    """
+    return {
+        "ifd_e": instruction_difficulty(q_e, a_e),
+        "ifd_s": instruction_difficulty(q_s, a_s),
+        "vfd_e": visual_difficulty(q_e, a_e),
+        "vfd_s": visual_difficulty(q_s, a_s),
+        "ffd": follow_up_difficulty(q_e, a_e, q_s, a_s),
+    }
 
 
-def _given(pictures: tuple[Shown, ...], asked: Question) -> Supplied:
-    return Supplied(Prompt("", "", pictures, asked.question), asked.answer)
+def supplied(given: Given, picture: Shown | None) -> Supplied:
+    """An answer as it is put to a model; the picture is shown where it is part of what is given."""
+    if not given.turns:
+        return Supplied(None, given.answer)
+    shown = (picture,) if given.sees and picture else ()
+    roles = ("assistant", "user") * len(given.turns)
+    talk = tuple(zip(roles, given.turns[1:], strict=False))
+    return Supplied(Prompt("", "", shown, given.turns[0], talk), given.answer)
 
 
-def _after(pair: FollowUp) -> Supplied:
-    turns = (("assistant", pair.first.answer), ("user", pair.question))
-    return Supplied(Prompt("", "", pair.first.pictures, pair.first.question, turns), pair.answer)
+def product(*nats: tuple[int | None, int | None]) -> int | None:
+    """The product of (numerator, denominator), in millionths, rounded once; None where one lacks.
 
-
-def _alone(pair: FollowUp) -> Supplied:
-    return Supplied(Prompt("", "", pair.first.pictures, pair.question), pair.answer)
-
-
-def _ratios(local: LocalModel, pairs: Sequence[tuple[Supplied, Supplied]]) -> list[Ratio]:
-    found = log_probs(local, [item for pair in pairs for item in pair])
-    means = [likelihood.mean for likelihood in found]
-    return [Ratio(*pair) for pair in zip(means[::2], means[1::2], strict=True)]
+    A denominator of 0 says that the model was certain without any help: there is no ratio.
+    """
+    above, below = 1, 1
+    for numerator, denominator in nats:
+        if numerator is None or not denominator:
+            return None
+        above, below = above * numerator, below * denominator
+    return (2 * MILLION * above + below) // (2 * below)

@@ -6,7 +6,7 @@ Functions over a shard, as `infra.local_mllm.generate`; results are numpy arrays
 import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -95,33 +95,93 @@ class Apart(NamedTuple):
 
 # Likelihood ----------------------------------------------------------------------------------
 
+# Tokens of a pass, unless one row has more: beyond, a device gains little, and copies cost.
+PASS = {"cpu": 256, "cuda": 2_048}
+LEAST_KEPT = 256  # tokens whose logits are kept, if there are so many: fewer shapes
 
-def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihood]:
+
+class TooLong(NamedTuple):
+    """The tokens of a prompt with its answer, where the model's context takes fewer."""
+
+    tokens: int
+
+
+class _Row(NamedTuple):
+    """A prompt as model inputs of one row, and the tokens of its answer."""
+
+    inputs: dict[str, Any]
+    answer: list[int]
+
+    @property
+    def length(self) -> int:
+        return int(self.inputs["input_ids"].shape[1]) + len(self.answer)
+
+    @property
+    def of_pictures(self) -> dict[str, Any]:
+        """What does not run along the tokens."""
+        shape = self.inputs["input_ids"].shape
+        return {name: value for name, value in self.inputs.items() if value.shape != shape}
+
+
+class _Shape(NamedTuple):
+    """The shape of a pass: rows, tokens of a row, those of them whose logits are kept, pictures."""
+
+    rows: int
+    width: int
+    kept: int
+    pictures: tuple[Any, ...]
+
+
+def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihood | TooLong]:
     """How unlikely the model finds each token of supplied answers, in their order.
 
     The answer stands where the chat template puts what an assistant said, and only its own tokens
     are scored: neither the prompt's nor the end of the turn. White space around it is left out.
+
+    The shape of the pass that scores an answer is a function of it, its prompt and `batch_size`;
+    others of that shape fill the pass, and copies where they are too few. So on one kind of device
+    no bit of it hangs on its companions, unless a GPU's memory ends and passes are cut.
     """
     loaded = load(local)
-    bare = [at for at, item in enumerate(supplied) if item.prompt is None]
-    asked = [at for at, item in enumerate(supplied) if item.prompt is not None]
-    found: dict[int, Likelihood] = {}
-    for places, score in ((bare, _score_bare), (asked, _score)):
-        items = [supplied[at] for at in places]
-
-        def part(some: Sequence[Supplied], score: Any = score) -> list[Likelihood]:
-            return list(score(loaded, some))
-
-        found |= zip(places, in_batches(loaded, items, part), strict=True)
+    found: dict[int, Likelihood | TooLong] = {}
+    waiting: dict[_Shape, dict[int, _Row]] = {}
+    with loaded.busy:
+        row_of = _rows(loaded)
+        for at, item in enumerate(supplied):
+            row = row_of(item)
+            if not row.answer or row.length > loaded.context:
+                found[at] = TooLong(row.length) if row.answer else _likelihood([], [])
+                continue
+            shape = _shape(loaded, row)
+            rows = waiting.setdefault(shape, {})
+            rows[at] = row
+            if len(rows) == shape.rows:
+                found |= _scored(loaded, shape, waiting.pop(shape))
+        for shape, rows in waiting.items():
+            found |= _scored(loaded, shape, rows)
     return [found[at] for at in range(len(supplied))]
 
 
-def _score(loaded: Loaded, supplied: Sequence[Supplied]) -> list[Likelihood]:
-    inputs = encode(loaded, [item.prompt for item in supplied if item.prompt])
+def _rows(loaded: Loaded) -> Callable[[Supplied], _Row]:
+    """What makes rows of supplied answers."""
+    import torch
+
     lead = _lead(loaded)
-    answers = [item.answer.strip() for item in supplied]
-    tokens = [_within(loaded, lead + answer) if answer else [] for answer in answers]
-    return _scored(loaded, inputs, tokens)
+
+    def within(item: Supplied) -> _Row:
+        assert item.prompt is not None
+        answer = item.answer.strip()
+        tokens = _within(loaded, lead + answer) if answer else []
+        return _Row(encode(loaded, [item.prompt]), tokens)
+
+    def bare(item: Supplied) -> _Row:
+        """A beginning-of-text token, or the first token of the text, stands for the prompt."""
+        bos, answer = loaded.tokenizer.bos_token_id, _ids(loaded, item.answer.strip())
+        start, rest = ([bos], answer) if bos is not None else (answer[:1], answer[1:])
+        ids = torch.tensor([start], dtype=torch.int64, device=loaded.device)
+        return _Row({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, rest)
+
+    return lambda item: within(item) if item.prompt else bare(item)
 
 
 def _lead(loaded: Loaded) -> str:
@@ -149,52 +209,55 @@ def _within(loaded: Loaded, text: str) -> list[int]:
     return [token for token, (_, end) in pairs if end > 1]
 
 
-def _score_bare(loaded: Loaded, supplied: Sequence[Supplied]) -> list[Likelihood]:
-    """A beginning-of-text token, or the first token of the text, stands for the prompt."""
-    import torch
-
-    answers = [_ids(loaded, item.answer.strip()) for item in supplied]
-    bos = loaded.tokenizer.bos_token_id
-    if bos is None:
-        first = [[ids[0] if ids else loaded.tokenizer.pad_token_id] for ids in answers]
-        answers = [ids[1:] for ids in answers]
-    else:
-        first = [[bos]] * len(answers)
-    start = torch.tensor(first, device=loaded.device)
-    inputs = {"input_ids": start, "attention_mask": torch.ones_like(start)}
-    return _scored(loaded, inputs, answers)
-
-
 def _ids(loaded: Loaded, text: str) -> list[int]:
     """Tokens of a text in which nothing is special."""
     ids = loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return [int(token) for token in ids]
 
 
-def _scored(
-    loaded: Loaded, inputs: dict[str, Any], answers: Sequence[list[int]]
-) -> list[Likelihood]:
+def _shape(loaded: Loaded, row: _Row) -> _Shape:
+    """The shape of the pass for a row: widths by steps of at most an eighth, tokens kept by twos.
+
+    What the integers beside the tokens say, such as grids of patches, decides shapes inside.
+    """
+    step = max(16, (1 << row.length.bit_length()) // 16)
+    width = min(-(-row.length // step) * step, loaded.context)
+    kept = min(max(LEAST_KEPT, 1 << len(row.answer).bit_length()), width)
+    pictures = tuple(
+        (name, *value.shape, *(() if value.is_floating_point() else value.flatten().tolist()))
+        for name, value in row.of_pictures.items()
+    )
+    count = max(1, min(loaded.local.batch_size, PASS[loaded.device] // width))
+    return _Shape(count, width, kept, (*row.inputs, *pictures))
+
+
+def _scored(loaded: Loaded, shape: _Shape, rows: Mapping[int, _Row]) -> dict[int, Likelihood]:
+    """Likelihoods of rows of one shape; the last row is there as often as the pass wants it."""
+    given = list(rows.values())
+    filled = given + given[-1:] * (shape.rows - len(given))
+    found = in_batches(loaded, filled, partial(_pass, loaded, shape))
+    return dict(zip(rows, found, strict=False))
+
+
+def _pass(loaded: Loaded, shape: _Shape, rows: Sequence[_Row]) -> list[Likelihood]:
+    """One forward pass over rows padded on the left."""
     import torch
 
-    longest = max(map(len, answers))
-    if not longest:
-        return [_likelihood([], []) for _ in answers]
-    _check_length(loaded, inputs["attention_mask"].sum(1).max().item() + longest)
-    scored = _forward(loaded, _appended(loaded, inputs, answers, longest), longest)
+    logits = _forward(loaded, _joined(loaded, rows, shape.width), shape.kept)
     found = []
-    for row, ids in zip(scored, answers, strict=True):
+    for row, scores in zip(rows, logits, strict=True):
         # The position before a token predicts it; the last one predicts nothing that is here.
-        logits = row[-longest - 1 :][: len(ids)].float()
-        target = torch.tensor(ids, dtype=torch.int64, device=row.device)
-        nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-        found.append(_likelihood(nll.cpu().numpy(), ids))
+        target = torch.tensor(row.answer, dtype=torch.int64, device=scores.device)
+        predicted = scores[-len(row.answer) - 1 : -1].float()
+        nll = torch.nn.functional.cross_entropy(predicted, target, reduction="none")
+        found.append(_likelihood(nll.cpu().numpy(), row.answer))
     return found
 
 
-def _forward(loaded: Loaded, inputs: dict[str, Any], longest: int) -> Any:
-    """Logits of the last `longest` + 1 positions; all of them where a model can't be asked less."""
+def _forward(loaded: Loaded, inputs: dict[str, Any], kept: int) -> Any:
+    """Logits of the last positions; all of them where a model can't be asked for fewer."""
     takes = inspect.signature(loaded.network.forward).parameters
-    fewer = {"logits_to_keep": longest + 1} if "logits_to_keep" in takes else {}
+    fewer = {"logits_to_keep": kept} if "logits_to_keep" in takes else {}
     return loaded.network(**inputs, **fewer, use_cache=False).logits
 
 
@@ -202,31 +265,30 @@ def _likelihood(nll: Any, ids: Sequence[int]) -> Likelihood:
     return Likelihood(np.asarray(nll, np.float32), np.asarray(ids, np.int64))
 
 
-def _check_length(loaded: Loaded, length: int) -> None:
-    if length > loaded.context:
-        raise PairmillError(
-            f"models: a prompt with its answer has {length} tokens, and {loaded.local.name!r}"
-            f" takes {loaded.context}; leave long texts out, or lower max_pixels"
-        )
-
-
-def _appended(
-    loaded: Loaded, inputs: dict[str, Any], answers: Sequence[list[int]], longest: int
-) -> dict[str, Any]:
-    """Model inputs with the answers after the prompts, padded on the right."""
+def _joined(loaded: Loaded, rows: Sequence[_Row], width: int) -> dict[str, Any]:
+    """Model inputs of many rows, each with its answer at the end."""
     import torch
 
-    pad = loaded.tokenizer.pad_token_id
-    ids = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers], device=loaded.device)
-    mask = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
-    tails = {"input_ids": ids, "attention_mask": mask.to(loaded.device)}
-    shape = inputs["input_ids"].shape
-    joined = {}
-    for name, value in inputs.items():
-        # Whatever else runs along the tokens, such as their kinds, says 0 for text.
-        tail = tails.get(name, torch.zeros_like(ids, dtype=value.dtype))
-        joined[name] = torch.cat([value, tail], 1) if value.shape == shape else value
+    pictures = {name: [row.inputs[name] for row in rows] for name in rows[0].of_pictures}
+    joined = {name: torch.cat(values) for name, values in pictures.items()}
+    for name in rows[0].inputs.keys() - joined.keys():
+        fill = loaded.tokenizer.pad_token_id if name == "input_ids" else 0
+        joined[name] = torch.cat([_padded(row, name, width, fill) for row in rows])
+    if not hasattr(getattr(loaded.network, "model", None), "get_rope_index"):
+        # Models that place pictures in two dimensions find positions by themselves.
+        joined["position_ids"] = (joined["attention_mask"].cumsum(1) - 1).clamp_min(0)
     return joined
+
+
+def _padded(row: _Row, name: str, width: int, fill: int) -> Any:
+    """What runs along the tokens of a row: of the answer's, their ids, their presence, or 0."""
+    import torch
+
+    value = row.inputs[name]
+    tails = {"input_ids": row.answer, "attention_mask": [1] * len(row.answer)}
+    tail = tails.get(name, [0] * len(row.answer))
+    whole = torch.cat([value, torch.tensor([tail], dtype=value.dtype, device=value.device)], 1)
+    return torch.nn.functional.pad(whole, (width - row.length, 0), value=fill)
 
 
 # Attention -----------------------------------------------------------------------------------

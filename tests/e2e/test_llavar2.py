@@ -92,6 +92,16 @@ def records_of(result) -> tuple[pl.DataFrame, pl.DataFrame]:
     return rows.filter(pl.col("of").is_null()), rows.filter(pl.col("of").is_not_null())
 
 
+def likelihoods_of(pairs: pl.DataFrame) -> int:
+    """How many likelihoods go into the scores of pairs, told without the recipe."""
+    found: set[tuple[str, ...]] = set()
+    for image, q_e, a_e, q_s, a_s in pairs.select("image_id", "q_e", "a_e", "q_s", "a_s").rows():
+        found |= {("text", a_e), ("text", q_e, a_e), ("text", a_s), ("text", q_s, a_s)}
+        found |= {("", q_e, a_e), (image, q_e, a_e), ("", q_s, a_s), (image, q_s, a_s)}
+        found.add((image, q_e, a_e, q_s, a_s))
+    return len(found)
+
+
 def yields_of(result) -> dict[str, tuple[int, dict[str, int]]]:
     manifest = json.loads(Path(result["manifest"]).read_text())
     return {name: (left, lost) for name, left, lost in manifest["yields"]}
@@ -111,7 +121,7 @@ def test_cards_become_captions_and_pairs_of_turns(sample):
     assert yields["split"] == (3 * CARDS, {"split": CARDS})
     quoted, spoken = yields["quoted"][0], yields["quoted"][1]["not_a_span"]
     assert quoted + spoken == 3 * CARDS and 0 < spoken < quoted
-    assert result["work"]["answers_scored"] == quoted
+    assert result["work"]["answers_scored"] == likelihoods_of(pairs)
     assert yields["difficulty"] == (pairs.height, {}) == (quoted, {})
     fates = pl.read_parquet(Path(result["manifest"]).parent / "fates.parquet")
     counts = fates.filter(level="sample")["fate"].value_counts().rows()

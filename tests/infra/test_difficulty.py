@@ -1,35 +1,40 @@
 """LLaVAR-2's scores: literal ratios, and NLLs from a forward pass of the test's own."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from infra import difficulty
 from infra.difficulty import (
-    FollowUp,
-    Question,
+    Given,
     Ratio,
     follow_up_difficulty,
     instruction_difficulty,
-    multimodal_difficulty,
+    product,
+    ratios,
+    supplied,
     visual_difficulty,
 )
-from infra.local_mllm import LocalModel, Prompt, encode, load
-from infra.local_probes import Likelihood
-from tests.infra.test_local_mllm import prompt
+from infra.local_mllm import LocalModel, Prompt, Shown, encode, load
+from infra.local_probes import log_probs
+from tests.infra.test_local_mllm import jpeg
 from tests.infra.test_local_probes import by_hand
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LEAF = Question(prompt(1).pictures, "What is it?", "A red leaf.")
-CARD = Question(prompt(2).pictures, "Which colour has the card?", "Blue")
+SHOWN = Shown("", jpeg(1))
+LEAF = ("What is it?", "A red leaf.")
+WHY = ("How do you know?", "It has the shape of one, and a stem.")
+TURNS = [LEAF, ("Which colour has the card?", "Blue"), WHY, ("Which letter?", "A")]
 
 
 @pytest.fixture(params=["qwen", "llava"])
 def local(request, tiny_mllms) -> LocalModel:
     return LocalModel(name=str(tiny_mllms[request.param]), batch_size=4, device="cpu")
+
+
+def means(local: LocalModel, ratio: Ratio) -> tuple[float, ...]:
+    """Numerator and denominator as a model finds them."""
+    return tuple(found.mean for found in log_probs(local, [supplied(g, SHOWN) for g in ratio]))
 
 
 def nll(local: LocalModel, pictures, turns: list[str], answer: str) -> float:
@@ -47,73 +52,66 @@ def nll(local: LocalModel, pictures, turns: list[str], answer: str) -> float:
     return -np.mean([scores[at - 1, tokens[at]].item() for at in range(stop - count, stop)])
 
 
-def test_a_ratio_is_of_means_and_not_of_perplexities(monkeypatch):
-    given = {"with": [1.0, 2.0, 3.0], "without": [4.0, 4.0], "none": [], "sure": [0.0]}
-
-    def told(_, items):
-        return [
-            Likelihood(np.array(given[name], np.float32), np.arange(len(given[name])))
-            for name in items
-        ]
-
-    monkeypatch.setattr(difficulty, "log_probs", told)
-    pairs = [("with", "without"), ("with", "none"), ("with", "sure"), ("without", "with")]
-    one, none, sure, hard = difficulty._ratios(None, pairs)
-    assert (one.numerator, one.denominator, one.value) == (2.0, 4.0, 0.5)
-    assert math.isnan(none.denominator) and math.isnan(none.value)
-    assert sure.denominator == 0 and math.isnan(sure.value)
-    assert hard.value == 2.0
-
-
-def test_instruction_difficulty_is_that_of_a_forward_pass_written_by_hand(tiny_mllms):
+@pytest.mark.parametrize("turns", TURNS)
+def test_instruction_difficulty_is_that_of_a_forward_pass_written_by_hand(tiny_mllms, turns):
     blind = LocalModel(name=str(tiny_mllms["blind"]), device="cpu")
     loaded = load(blind)
     state = {name: value.numpy() for name, value in loaded.network.state_dict().items()}
-    for asked, found in zip([LEAF, CARD], instruction_difficulty(blind, [LEAF, CARD]), strict=True):
-        answer = loaded.tokenizer(asked.answer).input_ids
+    question, answer = turns
+    tokens = loaded.tokenizer(answer).input_ids
 
-        def mean(start: list[int], answer=answer) -> float:
-            scores = by_hand(state, [*start, *answer])
-            return -np.mean([scores[len(start) + at - 1, t] for at, t in enumerate(answer)])
+    def mean(start: list[int]) -> float:
+        scores = by_hand(state, [*start, *tokens])
+        return -np.mean([scores[len(start) + at - 1, t] for at, t in enumerate(tokens)])
 
-        question = loaded.tokenizer(f"[user] {asked.question}\n[assistant] ").input_ids
-        assert found.numerator == pytest.approx(mean(question), abs=1e-4)
-        assert found.denominator == pytest.approx(mean([loaded.tokenizer.bos_token_id]), abs=1e-4)
-        assert found.value == found.numerator / found.denominator
+    asked = loaded.tokenizer(f"[user] {question}\n[assistant] ").input_ids
+    wanted = mean(asked), mean([loaded.tokenizer.bos_token_id])
+    assert means(blind, instruction_difficulty(*turns)) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_visual_difficulty_is_with_the_picture_over_without_it(local):
-    for asked, found in zip([LEAF, CARD], visual_difficulty(local, [LEAF, CARD]), strict=True):
-        shown = nll(local, asked.pictures, [asked.question], asked.answer)
-        hidden = nll(local, (), [asked.question], asked.answer)
-        assert found == pytest.approx((shown, hidden), abs=1e-4)
+@pytest.mark.parametrize("turns", TURNS)
+def test_visual_difficulty_is_with_the_picture_over_without_it(local, turns):
+    question, answer = turns
+    wanted = nll(local, (SHOWN,), [question], answer), nll(local, (), [question], answer)
+    assert means(local, visual_difficulty(*turns)) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_follow_up_difficulty_is_after_the_first_turn_over_without_it(local):
-    pair = FollowUp(LEAF, "How do you know?", "It has the shape of one, and a stem.")
-    (found,) = follow_up_difficulty(local, [pair])
-    turns = [LEAF.question, LEAF.answer, pair.question]
-    after = nll(local, LEAF.pictures, turns, pair.answer)
-    alone = nll(local, LEAF.pictures, [pair.question], pair.answer)
-    assert found == pytest.approx((after, alone), abs=1e-4)
+    after = nll(local, (SHOWN,), [*LEAF, WHY[0]], WHY[1])
+    alone = nll(local, (SHOWN,), [WHY[0]], WHY[1])
+    assert means(local, follow_up_difficulty(*LEAF, *WHY)) == pytest.approx(
+        (after, alone), abs=1e-4
+    )
 
 
-def test_the_product_is_the_multimodal_score():
-    assert multimodal_difficulty(Ratio(3.0, 4.0), Ratio(1.0, 2.0)) == 0.375
-    # By one model the two factors cancel to NLL(a | v, q) / NLL(a).
-    assert multimodal_difficulty(Ratio(2.0, 5.0), Ratio(1.0, 2.0)) == pytest.approx(1.0 / 5.0)
+def test_of_ten_likelihoods_nine_are_different():
+    found = ratios(*LEAF, *WHY)
+    assert len({given for ratio in found.values() for given in ratio}) == 9
+    assert found["ffd"].denominator == found["vfd_s"].numerator
+    assert found["vfd_e"].numerator == Given("vision", LEAF[1], LEAF[:1], True)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "value"),
+    [
+        ([(1, 3)], 333_333),
+        ([(2, 3)], 666_667),
+        ([(5, 4)], 1_250_000),
+        ([(1_000_000, 1_000_000)], 1_000_000),
+        ([(3, 4), (1, 2)], 375_000),
+        ([(2, 5), (1, 2)], 200_000),  # by one model the two factors cancel to 1 / 5
+        ([(1, 0)], None),
+        ([(None, 2)], None),
+        ([(2, None), (1, 1)], None),
+    ],
+)
+def test_products_are_exact_quotients_rounded_once(pairs, value):
+    assert product(*pairs) == value
 
 
 def test_an_answer_of_one_token_has_scores(local):
-    (found,) = visual_difficulty(local, [LEAF._replace(answer="A")])
-    assert found.value > 0
-    (found,) = instruction_difficulty(local, [LEAF._replace(answer="A", pictures=())])
-    has_bos = load(local).tokenizer.bos_token_id is not None
-    assert math.isnan(found.value) != has_bos
-
-
-def test_scores_come_in_the_order_of_the_questions(local):
-    many = [LEAF, CARD, LEAF._replace(answer="No."), CARD._replace(question="Why?")]
-    found = visual_difficulty(local, many)
-    for asked, ratio in zip(many[::-1], visual_difficulty(local, many[::-1]), strict=True):
-        assert ratio == pytest.approx(found[many.index(asked)], abs=1e-4)
+    one = visual_difficulty("Which letter?", "A")
+    assert all(mean > 0 for mean in means(local, one))
+    # By itself it has none where the tokenizer has no token for the beginning.
+    _, bare = means(local, instruction_difficulty("Which letter?", "A"))
+    assert np.isnan(bare) == (load(local).tokenizer.bos_token_id is None)

@@ -1,12 +1,25 @@
 """Likelihoods and attention, each against a computation of its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from infra.errors import ConfigError, PairmillError
-from infra.local_mllm import LocalModel, Prompt, encode, generate, load
-from infra.local_probes import Hidden, Supplied, attention, heads_apart, log_probs
+from infra.errors import ConfigError
+from infra.local_mllm import Loaded, LocalModel, Prompt, encode, generate, load
+from infra.local_probes import (
+    Hidden,
+    Likelihood,
+    Supplied,
+    TooLong,
+    attention,
+    heads_apart,
+    log_probs,
+)
 from tests.infra.test_local_mllm import KINDS, prompt
 
 ANSWERS = ("A red leaf.", "No.", "The same, but larger, and on a green table at night.")
@@ -26,6 +39,18 @@ def blind(tiny_mllms) -> LocalModel:
 
 
 # Likelihood ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_passes(loaded: Loaded, rows: list[int]) -> Iterator[None]:
+    """Notes how many rows every forward pass of a model has."""
+    hook = loaded.network.register_forward_pre_hook(
+        lambda _, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def by_hand(state: dict[str, np.ndarray], ids: list[int], heads: int = 4) -> np.ndarray:
@@ -137,14 +162,47 @@ def test_the_tokens_scored_are_those_of_the_answer(local, answer):
     assert len(found.nll) == len(found.tokens) > 0
 
 
-def test_a_likelihood_does_not_depend_on_companions_but_by_rounding(local):
-    supplied = [Supplied(prompt(n), ANSWERS[n % 3]) for n in range(4)]
-    supplied.insert(2, Supplied(None, ANSWERS[0]))
-    together = log_probs(local, supplied)
-    for item, likelihood in zip(supplied, together, strict=True):
-        (alone,) = log_probs(local, [item])
-        assert alone.tokens.tolist() == likelihood.tokens.tolist()
-        assert np.allclose(alone.nll, likelihood.nll, atol=1e-4)
+# Of few kinds, so that several share a pass, and of many lengths.
+SIZES = st.tuples(st.integers(0, 2), st.sampled_from([1, 30]), st.integers(0, 12))
+
+
+def supplied_of(size: tuple[int, int, int]) -> Supplied:
+    """An answer by itself, after a question, or after a question about a picture."""
+    kind, words, letters = size
+    shown = prompt(2).pictures if kind == 2 else ()
+    asked = Prompt("", "", shown, "What is it?") if kind else None
+    return Supplied(asked, "leaf " * words + "z" * letters)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(sizes=st.lists(SIZES, min_size=2, max_size=16), at=st.integers(0, 15))
+def test_no_bit_of_a_likelihood_hangs_on_its_companions(local, sizes, at):
+    at %= len(sizes)
+    (alone,) = log_probs(local, [supplied_of(sizes[at])])
+    together = log_probs(local, [supplied_of(size) for size in sizes])[at]
+    assert together.tokens.tolist() == alone.tokens.tolist()
+    assert together.nll.tobytes() == alone.nll.tobytes()
+
+
+def test_one_of_a_full_pass_is_as_alone_wherever_it_stands(local):
+    loaded, passes = load(local), []
+    asked = prompt(0, pictures=(), system="")
+    one = [Supplied(asked, answer) for answer in ("Yes", "No.", "A leaf", "Blue!", "9")]
+    with counted_passes(loaded, passes):
+        together = log_probs(local, one)
+        backwards = log_probs(local, one[::-1])[::-1]
+        assert passes == [4, 4, 4, 4]  # four rows, and four copies of one
+        alone = [log_probs(local, [item])[0] for item in one]
+    for found in zip(together, backwards, alone, strict=True):
+        assert len({likelihood.nll.tobytes() for likelihood in found}) == 1
+
+
+def test_a_long_one_has_a_pass_of_its_own(local):
+    loaded, passes = load(local), []
+    long = Supplied(prompt(0), "A red leaf, and a green table. " * 80)
+    with counted_passes(loaded, passes):
+        log_probs(local, [long, long])
+    assert passes == [1, 1]
 
 
 def test_the_model_s_own_greedy_answer_is_likelier_than_another(local):
@@ -160,9 +218,25 @@ def test_the_picture_counts(local):
     assert np.abs(one.nll - other.nll).max() > 1e-3
 
 
-def test_an_answer_beyond_the_context_is_said_in_one_line(blind):
-    with pytest.raises(PairmillError, match="takes 2048"):
-        log_probs(blind, [Supplied(Prompt("k", "", (), "Why?"), "because " * 3000)])
+def test_an_answer_may_fill_the_context_and_no_more(blind):
+    loaded = load(blind)
+    start = len(loaded.tokenizer("[user] Why?\n[assistant] ").input_ids)
+    # Byte by byte, letters of no word of the corpus are a token each.
+    letters = "ж" * ((loaded.context - start) // 2)
+    count = len(loaded.tokenizer(letters).input_ids)
+    for more in (
+        "",
+        "z" * (loaded.context - start - count),
+        "z" * (loaded.context - start - count + 1),
+    ):
+        (found,) = log_probs(blind, [Supplied(Prompt("k", "", (), "Why?"), letters + more)])
+        length = start + len(loaded.tokenizer(letters + more).input_ids)
+        assert length <= loaded.context + 1
+        if length <= loaded.context:
+            assert isinstance(found, Likelihood) and len(found.nll) == length - start
+        else:
+            assert found == TooLong(loaded.context + 1)
+    assert length == loaded.context + 1
 
 
 # Attention -----------------------------------------------------------------------------------

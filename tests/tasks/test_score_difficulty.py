@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 from infra import samples
 from infra.local_mllm import LocalModel, Shown, load
+from infra.local_probes import Supplied, log_probs
 from infra.pictures import shrink
 from tasks import score_difficulty as stage_file
 from tasks.ask_model import Asking, ModelParams, Question
-from tasks.score_difficulty import DifficultyParams, Scoring, meaning, ratio, score_difficulty
+from tasks.score_difficulty import DifficultyParams, Scoring, meaning, score_difficulty
 from tests.corpora import described, fill
 from tests.infra.test_difficulty import nll
 from tests.infra.test_local_mllm import jpeg
@@ -100,50 +101,81 @@ def test_an_answer_without_a_token_has_no_scores(build, objects, models):
 
 def test_what_was_scored_is_kept_by_its_content(build, objects, models):
     first, computed = scored(build, objects, models, TURNS[:2])
-    assert computed == 2
+    assert computed == 2 * 9
     more, computed = scored(build, objects, models, TURNS[:3])
-    assert computed == 1 and more[:2] == first
+    assert computed == 9 and more[:2] == first
     # Other samples of the same picture with the same turns.
     moved, computed = scored(build, objects, models, [TURNS[2], TURNS[1], TURNS[0]])
     assert computed == 0
     assert [row["ffd"] for row in moved] == [row["ffd"] for row in more[::-1]]
+    # The same turns about the other picture: only what is shown is new.
+    swapped, computed = scored(build, objects, models, [TURNS[1], TURNS[0]])
+    assert computed == 2 * 3
+    assert [row["ifd_s"] for row in swapped] == [row["ifd_s"] for row in first[::-1]]
+    assert [row["vfd_s"] for row in swapped] != [row["vfd_s"] for row in first[::-1]]
     other = models.model_copy(update={"max_pixels": 2048})
-    assert scored(build, objects, other, TURNS[:3])[1] == 3
+    assert scored(build, objects, other, TURNS[:3])[1] == 3 * 9
+
+
+def test_no_answer_is_scored_twice_after_the_same(build, objects, models, monkeypatch):
+    """Every pass of both models is seen; what is a row of several is there as a copy only."""
+    monkeypatch.setattr(stage_file, "SHARD", 1 << 20)
+    asked: list[tuple[str, Supplied]] = []
+
+    def counted(local, supplied):
+        asked.extend((local.name, item) for item in supplied)
+        return log_probs(local, supplied)
+
+    monkeypatch.setattr(stage_file, "log_probs", counted)
+    same = ("Who?", "Zoe", "Why?", "Because.")
+    scored(build, objects, models, [*TURNS[:2], same, same, same])
+    # Nine of each; of the last three two are about one picture, and the other shows another.
+    assert len(asked) == 9 + 9 + 9 + 3
+    assert len(set(map(repr, asked))) == len(asked)
+
+
+def test_a_sample_too_long_for_a_model_is_dropped(build, objects, models):
+    """A letter that stands in no word of the tokenizer's corpus is a token, however many follow."""
+    context = load(models.vision).context
+
+    def tried(*lengths):
+        turns = [TURNS[0], *(("Who?", "Zoe", "Why?", "z" * length) for length in lengths)]
+        found = score_difficulty(build, given(build, objects, turns), objects, Scoring(models))
+        drops = {row["id"]: row for row in rows(build, found.drops)}
+        return [row["sample_id"] for row in rows(build, found.samples)], drops
+
+    kept, drops = tried(context + 7)
+    assert kept == ["s0"]
+    room = context + 7 - (drops["s1"]["value"] - context)
+    kept, drops = tried(room, room + 1)
+    assert kept == ["s0", "s1"]
+    # The longest of the nine has picture, both questions and both answers.
+    assert [(d["rule"], d["value"], d["detail"]) for d in drops.values()] == [
+        ("over_context", context + 1, "ffd")
+    ]
 
 
 def test_after_a_kill_only_what_has_no_receipt_is_scored(build, objects, models, monkeypatch):
     monkeypatch.setattr(stage_file, "SHARD", 1)
-    sight = stage_file.by_sight
+    done: list[Supplied] = []
 
-    def by_sight(local, pair):
-        if pair.question == "Where?":
-            raise KeyboardInterrupt
-        return sight(local, pair)
+    def scoring(deadly):
+        def killed(local, supplied):
+            if supplied[0].answer == deadly:
+                raise KeyboardInterrupt
+            done.extend(supplied)
+            return log_probs(local, supplied)
 
-    monkeypatch.setattr(stage_file, "by_sight", by_sight)
+        return killed
+
+    monkeypatch.setattr(stage_file, "log_probs", scoring(TURNS[1][3]))
     with pytest.raises(KeyboardInterrupt):
         scored(build, objects, models, TURNS[:3])
-    before = build.work["answers_scored"]
-    monkeypatch.setattr(stage_file, "by_sight", sight)
-    _, computed = scored(build, objects, models, TURNS[:3])
-    assert before + computed == 3 and computed < 3
-
-
-@pytest.mark.parametrize(
-    ("parts", "value"),
-    [
-        ([[1, 3]], 333_333),
-        ([[2, 3]], 666_667),
-        ([[5, 4]], 1_250_000),
-        ([[1_000_000, 1_000_000]], 1_000_000),
-        ([[3, 4], [1, 2]], 375_000),
-        ([[1, 0]], None),
-        ([[None, 2]], None),
-        ([[2, None], [1, 1]], None),
-    ],
-)
-def test_ratios_are_exact_quotients_rounded_once(parts, value):
-    assert ratio(*parts) == value
+    before = len(done)
+    monkeypatch.setattr(stage_file, "log_probs", scoring(None))
+    found, _ = scored(build, objects, models, TURNS[:3])
+    assert 0 < before < len(done) == 3 * 9
+    assert [row["ffd"] is None for row in found] == [False] * 3
 
 
 def test_other_weights_are_other_scores_and_places_are_no_matter(build, models, tiny_mllms):
