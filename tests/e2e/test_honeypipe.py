@@ -5,7 +5,6 @@ The server knows the right answers, and says wrong things about some on purpose.
 
 import json
 import re
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,12 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from datasets import load_dataset
-from jinja2 import FileSystemLoader
 
 from flows.config import load_config, open_build
 from flows.honeypipe import RECIPE
 from flows.recipe import build_recipe
-from tasks import ask_model
 from tests import mllm_answers
 from tests.mllm_server import MllmServer, said
 from tests.recipes import SAMPLE, write_config
@@ -204,22 +201,6 @@ def _tells_its_path(rows):
     assert one(source="naming")[0] == ["short, judge", "long, judge"]
     assert one(source="odd")[0] == ["short, judge"]
     assert rows.filter(source="naming")["answer_type"].unique().to_list() == ["fact"]
-
-
-def test_a_change_redoes_what_it_touches(honeypipe, knowing, tmp_path, monkeypatch):
-    honeypipe(knowing)
-    before = asked(knowing)
-    looser = honeypipe(knowing, dedup={"text_radius": 3}, filter={"max_aspect": 4.9})
-    assert (looser["records"], asked(knowing)) == (51, before)
-    prompts = shutil.copytree(ask_model.PROMPTS, tmp_path / "prompts")
-    with (prompts / "honeypipe/long.jinja").open("a") as file:
-        file.write("{% block system %}Think well.{% endblock %}")
-    monkeypatch.setattr(ask_model, "PROMPTS", prompts)
-    monkeypatch.setattr(ask_model._templates, "loader", FileSystemLoader(prompts))
-    ask_model._templates.cache.clear()
-    honeypipe(knowing)
-    ask_model._templates.cache.clear()
-    assert asked(knowing) - before == {"Long": 50}
 
 
 def test_a_judge_of_its_own_and_another_line_between_facts_and_descriptions(honeypipe, knowing):

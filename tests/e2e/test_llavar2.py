@@ -8,12 +8,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.config import load_config, open_build
 from flows.llavar2 import RECIPE
 from flows.recipe import build_recipe
-from tasks import ask_model
 from tests.mllm_server import MllmServer
 from tests.recipes import write_config, write_corpus
 
@@ -143,14 +141,6 @@ def test_card_and_manifest_say_which_numbers_are_not_the_papers(sample):
     assert "| `least_text` | 16 | own default |" in table
 
 
-def test_a_second_run_does_no_work(sample):
-    run, result, server = sample
-    again = run()
-    assert (again["fresh"], again["digest"]) == (False, result["digest"])
-    assert again["work"].keys() == {"objects_listed"}
-    assert server.counts.total() == 2 * CARDS
-
-
 def test_scores_are_the_ratios_of_what_is_stored(sample):
     _, pairs = records_of(sample[1])
     for row in pairs.iter_rows(named=True):
@@ -210,31 +200,6 @@ def test_thresholds_route_by_scores_that_are_there(sample):
     half = set(order["sample_id"][: (pairs.height + 1) // 2])
     assert set(records_of(fewer)[1]["sample_id"]) == half
     assert yields_of(fewer)["difficulty"][1] == {"beyond_quantile": pairs.height // 2}
-
-
-def test_a_changed_prompt_asks_that_question_alone(llavar2, few, tmp_path, monkeypatch):
-    with MllmServer() as server:
-        corpus = few(4)
-        llavar2(server, corpus)
-        prompts = shutil.copytree(ask_model.PROMPTS, tmp_path / "prompts")
-        changed = prompts / "llavar2/pairs.jinja"
-        changed.write_text(changed.read_text().replace("You write", "You invent"))
-        templates = Environment(loader=FileSystemLoader(prompts), undefined=StrictUndefined)
-        monkeypatch.setattr(ask_model, "PROMPTS", prompts)
-        monkeypatch.setattr(ask_model, "_templates", templates)
-        result = llavar2(server, corpus)
-        assert server.counts.total() == 3 * 4
-    assert result["cost"].keys() == {"pairs"}
-
-
-def test_a_new_card_costs_itself_and_ends_where_a_full_build_does(run_in, llavar2, few, tmp_path):
-    with MllmServer() as server:
-        before = llavar2(server, few(5))["work"]["answers_scored"]
-        grown = llavar2(server, few(6))
-        assert server.counts.total() == 2 * 6
-        full = run_in(tmp_path / "other", server, few(6))
-    assert full["digest"] == grown["digest"]
-    assert full["work"]["answers_scored"] == before + grown["work"]["answers_scored"]
 
 
 def test_without_ocr_the_model_reads(llavar2, few):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.config import load_config, open_build
 from flows.oasis import RECIPE, Extracted
@@ -198,30 +197,6 @@ def test_a_laxer_threshold_asks_for_the_answers_it_admits_and_nothing_else(oasis
     assert laxer["asked"] == {"response": more}
     stricter = oasis(filter={"sum_least": 9})
     assert stricter["records"] < first["records"] and not stricter["asked"]
-
-
-def test_another_prompt_of_one_judge_asks_that_judge_anew(oasis, monkeypatch, tmp_path):
-    first = oasis()
-    copy = tmp_path / "prompts"
-    shutil.copytree(ask_model.PROMPTS, copy)
-    path = copy / "oasis/solvability.jinja"
-    path.write_text(path.read_text().replace("How well", "To what degree"))
-    monkeypatch.setattr(ask_model, "PROMPTS", copy)
-    templates = Environment(loader=FileSystemLoader(copy), undefined=StrictUndefined)
-    monkeypatch.setattr(ask_model, "_templates", templates)
-    again = oasis()
-    assert again["asked"] == {"solvability": first["asked"]["solvability"]}
-    assert records(again).equals(records(first))
-    assert "texts_written" not in again["work"]
-
-
-def test_a_new_picture_costs_one_text_and_another_seed_all(oasis, corpus, few):
-    oasis()
-    more = sorted(p for p in few.rglob("*") if p.suffix in (".png", ".jpg"))[PICTURES]
-    shutil.copy(more, corpus / f"more{more.suffix}")
-    second = oasis()
-    assert (second["work"]["texts_written"], second["asked"]["found"]) == (1, 1)
-    assert oasis({"seed": 1})["work"]["texts_written"] == PICTURES + 1
 
 
 @pytest.mark.parametrize(

@@ -116,13 +116,6 @@ def test_a_plan_says_what_it_may_cost_and_what_is_paid(recap, config):
     ]
 
 
-def test_a_budget_makes_a_partial_version(recap):
-    with MllmServer() as server:
-        result = recap(server, model={"budget": {"calls": 10}})
-    assert result["records"] == 10 == server.counts.total()
-    assert result["waiting"]["over_budget"] > 100
-
-
 def test_recipes_are_found_and_misspelled_ones_are_told(few, tmp_path):
     assert "recap" in [recipe.name for recipe in discover()]
     with MllmServer() as server, pytest.raises(ConfigError, match="did you mean 'recap'"):

@@ -207,35 +207,9 @@ def test_what_is_forgotten_has_no_map_left(again, first, scenes, tmp_path):
     assert list(verify_absent(store))
 
 
-def test_a_second_run_does_nothing(again, first):
-    second = again()
-    assert (second["fresh"], second["digest"], second["maps"]) == (False, first[1]["digest"], 0)
-
-
-def test_another_threshold_labels_anew_and_looks_at_nothing(again, first):
-    stricter = again(labels={"weakest": 0.02})
-    assert stricter["maps"] == 0
-    assert 0 < stricter["records"] < first[1]["records"]
-
-
 def test_another_prompt_is_answered_anew_for_its_samples_alone(again):
     """Natural mode with the plain question: 18 of 24 samples are of that mode."""
     assert again(questions={**SECTIONS["questions"], "natural": "question"})["maps"] == 18
-
-
-def test_a_new_sample_is_looked_at_alone_and_the_result_is_that_of_a_full_run(
-    again, scenes, tmp_path
-):
-    corpus = tmp_path / "more"
-    shutil.copytree(scenes[0], corpus)
-    told = json.loads((corpus / "questions.json").read_text())
-    turns = [{"from": "human", "value": "Where is the blue one?"}, {"from": "gpt", "value": "?"}]
-    told.append({"id": "new", "image": "scenes/00.png", "conversations": turns})
-    (corpus / "questions.json").write_text(json.dumps(told[1:]))
-    delta = again(corpus)
-    assert delta["maps"] == 1
-    (tmp_path / "full").mkdir()
-    assert delta["digest"] == run(tmp_path / "full", corpus)["digest"]
 
 
 def test_heads_are_chosen_by_boxes_and_the_result_is_that_of_the_heads_which_were_made_to_look(
