@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--model", help="its model")
     parser.add_argument("--sheets", type=Path, help="write cases for a reader here")
     parser.add_argument("--gold", type=Path, help="verdicts on such cases, as `pairmill gold` has")
-    parser.add_argument("--cases", type=int, default=60, help="cases of each preset")
+    parser.add_argument("--cases", type=int, default=120, help="cases of each preset")
     given = vars(parser.parse_args())
     if bool(given["judge"]) != bool(given["model"]):
         parser.error("--judge and --model go together")
