@@ -12,7 +12,7 @@ import yaml
 
 from flows.cli import app
 from flows.config import parse_config
-from flows.recipe import discover
+from flows.recipe import RecipeConfig, discover
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,9 +55,37 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
-def test_the_configuration_page_is_fresh() -> None:
-    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    assert generate["PAGE"].read_text("utf-8") == generate["page"](), "run `make docs`"
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    """The pages that are made from the parameter models."""
+    pages: dict[str, str] = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
+    return pages
+
+
+def test_the_configuration_pages_are_fresh(generated: dict[str, str]) -> None:
+    for name, text in generated.items():
+        assert (ROOT / "docs" / name).read_text("utf-8") == text, "run `make docs`"
+
+
+def test_every_key_of_a_recipe_stands_on_a_page_of_configuration(
+    generated: dict[str, str],
+) -> None:
+    page = generated["recipe_configuration.md"]
+    shared = page.partition("\n## `")[0]
+    for recipe in discover():
+        if not issubclass(recipe.config, RecipeConfig):
+            continue
+        part = page.partition(f"\n## `{recipe.name}`\n")[2].partition("\n## ")[0]
+        top = part.partition("\n### ")[0]
+        missing = [key for key in recipe.config.model_fields if f"| `{key}` |" not in shared + top]
+        assert part and missing == []
+
+
+def test_what_recipes_share_is_described_once(generated: dict[str, str]) -> None:
+    headings = re.findall(r"^#+ (.*)$", "\n".join(generated.values()), re.M)
+    assert len(headings) == len(set(headings))
+    assert generated["recipe_configuration.md"].count("| `max_new_tokens` |") == 0
+    assert generated["recipe_configuration.md"].count("| `files` |") == 1
 
 
 def test_every_recipe_stands_on_the_page_of_recipes() -> None:
