@@ -211,7 +211,8 @@ def _type(shape: Schema) -> str:
     if "enum" in shape:
         return " or ".join(f"`{value}`" for value in shape["enum"])
     if shape["type"] == "array":
-        return f"list of {_type(shape['items'])}"
+        kinds = [_type(part) for part in shape.get("prefixItems", [shape.get("items")])]
+        return f"list of {', '.join(dict.fromkeys(kinds))}"
     if shape["type"] == "object":
         return f"{_type(shape['additionalProperties'])} by name"
     return WORDS[shape["type"]]
