@@ -28,6 +28,12 @@ class FirstQuestions(ImportParams):
     )
 
 
+class Watched(ModelParams):
+    """The model that is watched: `local`, since an endpoint gives no attention."""
+
+    max_tokens: int = Field(128, ge=1, description="Tokens an answer may have, as the code.")
+
+
 class RoiLabelsConfig(RecipeConfig):
     """SD-RPN's pseudo-labels."""
 
@@ -36,11 +42,7 @@ class RoiLabelsConfig(RecipeConfig):
         description="Questions about pictures: of each record the first one, as the code."
     )
     questions: QuestionParams = QuestionParams()
-    model: ModelParams = Field(
-        ModelParams(max_tokens=128),
-        description="The model that is watched: `model.local`, since an endpoint gives no"
-        " attention. It answers greedily in at most 128 tokens, as the code.",
-    )
+    model: Watched = Field(Watched(), description="The model that is watched; it answers greedily.")
     attention: AttentionParams = AttentionParams()
     choose_heads: ChooseParams | None = Field(
         None,

@@ -41,8 +41,10 @@ def test_a_model_in_process_lies_beside_the_config_and_is_published_without_plac
     assert str(tmp_path) not in repr(both.published())
 
 
-@pytest.mark.parametrize(("recipe", "tokens"), [("recap", 128), ("regions", 256)])
-def test_a_config_that_names_its_endpoint_keeps_the_settings_of_the_recipe(recipe, tokens):
+@pytest.mark.parametrize(
+    ("recipe", "tokens"), [("recap", 128), ("regions", 256), ("roi_labels", 128)]
+)
+def test_a_config_that_names_its_model_keeps_the_settings_of_the_recipe(recipe, tokens):
     assert load_config(ROOT / f"sample/recipes/{recipe}.yaml").model.max_tokens == tokens
 
 
