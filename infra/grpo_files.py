@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from infra import corpus
 from infra.pictures import View
+from infra.text import inert
 
 GRPO_FACTS = (
     "box_source", "boxes_given", "reason", "difficulty", "gap", "right_with_crop",
@@ -77,7 +78,7 @@ def _grpo(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verl(entry: Mapping[str, Any]) -> dict[str, Any]:
-    question = f"<image>\n{entry['question']}"
+    question = f"<image>\n{inert(entry['question'])}"
     return {
         "data_source": "pairmill/crop_gap",
         "prompt": [{"role": "user", "content": question}],

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,12 @@ from infra import corpus
 from infra.attention_maps import UNIT
 from infra.grpo_files import grpo
 from infra.product import Product
+from infra.text import inert
 
 Files = Iterator[tuple[str, bytes]]
 SD_RPN_ROWS = 2_000  # of 576 cells: some 25 MB a file of JSON lines
 
+OF_IMAGE = ("image_id", "key", "member", "licence", "split")
 # What a trainer asks of a region, from the region to the whole. RegionGPT (arXiv 2403.02330) asks
 # for the category of `<region>` in the same way; the words are ours.
 REGION_QUESTIONS = (
@@ -32,7 +33,17 @@ REGION_COLUMNS = ("region_caption", "context_caption", "class_name", "global_cap
 
 def samples_of(files: Callable[[pl.DataFrame], Files]) -> Product:
     """A version whose records are samples, with these files."""
-    return Product(lambda rows: rows["image_id"], files, "sample_card.md")
+    return Product(lambda rows: rows["image_id"], files, "sample_card.md", _told)
+
+
+def _told(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """The records of each image, which are all of one split, for its `.json` in the tars."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows.iter_rows(named=True):
+        said = {name: value for name, value in row.items() if name not in OF_IMAGE}
+        told = found.setdefault(row["image_id"], {"split": row["split"], "records": []})
+        told["records"].append(said)
+    return found
 
 
 def llava(rows: pl.DataFrame) -> Files:
@@ -42,10 +53,15 @@ def llava(rows: pl.DataFrame) -> Files:
     """
     for split, part in _splits(rows):
         entries = [
-            _conversation(row["sample_id"], row["key"], _turns(row))
+            _conversation(row["sample_id"], _image(row), _turns(row))
             for row in part.iter_rows(named=True)
         ]
         yield f"llava/{split}.json", _json(entries)
+
+
+def _image(row: Mapping[str, Any]) -> str:
+    """The name of a record's picture: its key, or its place in a container."""
+    return corpus.object_id(row["key"], row["member"])
 
 
 def _turns(row: Mapping[str, Any]) -> list[str]:
@@ -54,7 +70,7 @@ def _turns(row: Mapping[str, Any]) -> list[str]:
 
 def _conversation(name: str, image: str, turns: Sequence[str]) -> dict[str, Any]:
     """An entry of LLaVA's JSON: the picture stands before the first turn, and nowhere else."""
-    said = [_without_places(turn) for turn in turns]
+    said = [inert(turn) for turn in turns]
     said[0] = f"<image>\n{said[0]}"
     sides = ("human", "gpt")
     talk = [{"from": sides[at % 2], "value": text} for at, text in enumerate(said)]
@@ -86,13 +102,13 @@ def captions_and_pairs(rows: pl.DataFrame) -> Files:
 
 def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
     said = ("caption_enriched", "caption_origin", "caption", "ocr", "ocr_origin")
-    image = corpus.object_id(row["key"], row["member"])
+    image = _image(row)
     return {"id": row["sample_id"], "image": image, **{name: row[name] for name in said}}
 
 
 def _talk(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     turns = [pair[name] for pair in pairs for name in ("q_e", "a_e", "q_s", "a_s")]
-    image = corpus.object_id(pairs[0]["key"], pairs[0]["member"])
+    image = _image(pairs[0])
     return _conversation(pairs[0]["of"], image, turns)
 
 
@@ -120,8 +136,6 @@ def regions(rows: pl.DataFrame) -> Files:
     same from 0 to 1. `coco/<split>.json` has images, annotations (bbox: left, top, width, height)
     and categories.
     """
-    if "member" in rows.columns:
-        rows = rows.with_columns(corpus.object_ids(rows).alias("key"))
     for split, part in _splits(rows):
         said = [_region(row) for row in part.iter_rows(named=True)]
         yield f"conversations/{split}.json", _json(said)
@@ -138,24 +152,20 @@ def _region(row: Mapping[str, Any]) -> dict[str, Any]:
     turns = [
         {"from": side, "value": value}
         for question, answer in asked
-        for side, value in (("human", question), ("gpt", _without_places(answer)))
+        for side, value in (("human", question), ("gpt", inert(answer)))
     ]
     count = sum(question.count("<region>") for question, _ in asked)
     sides = (row["width"], row["height"]) * 2
     norm = [round(side / of, 6) for side, of in zip(row["box"], sides, strict=True)]
     return {
-        "id": row["sample_id"], "image": row["key"], "width": row["width"],
+        "id": row["sample_id"], "image": _image(row), "width": row["width"],
         "height": row["height"], "boxes": [row["box"]] * count, "boxes_norm": [norm] * count,
         "class_name": row["class_name"], "box_source": row["source"], "conversations": turns,
     }  # fmt: skip
 
 
-def _without_places(text: str) -> str:
-    """A text whose words no trainer takes for the place of a picture or a region."""
-    return re.sub(r"<(/?(?:image|region)[^<>]*)>", r"\1", text)
-
-
 def _coco_captions(rows: pl.DataFrame) -> dict[str, Any]:
+    rows = rows.with_columns(corpus.object_ids(rows).alias("key"))
     pictures = rows.select("image_id", "key", "width", "height").unique("image_id").sort("image_id")
     numbers = {name: at for at, name in enumerate(pictures["image_id"], 1)}
     names = sorted({name for name in rows["class_name"] if name is not None})
@@ -214,7 +224,7 @@ def _regions_found(row: Mapping[str, Any]) -> dict[str, Any]:
     boxes = row["boxes"]
     return {
         "question_id": row["sample_id"],
-        "image": corpus.object_id(row["key"], row["member"]),
+        "image": _image(row),
         "question": row["question"],
         "answer": row.get("response"),
         "answer_own": row["answer"],
@@ -231,9 +241,9 @@ def _sd_rpn(row: Mapping[str, Any]) -> dict[str, Any]:
         sink = [UNIT * (strength > row["sink_threshold"]) for strength in sink]
     return {
         "question_id": row["sample_id"],
-        "prompt": row["question"],
-        "text": row["answer"],
-        "image": corpus.object_id(row["key"], row["member"]),
+        "prompt": inert(row["question"]),
+        "text": inert(row["answer"]),
+        "image": _image(row),
         "sink_attn": [value / UNIT for value in sink],
         "grounding_attn_o2i": [value / UNIT for value in row["grounding"]],
     }

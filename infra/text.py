@@ -9,6 +9,15 @@ ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\
 # Joiners are format characters too, but Persian, Indic scripts and emoji are not readable without.
 JOINERS = "\u200c\u200d"
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#!&~$:@^=])|(?<=www)(\.)|^(?=[-+])|^(\d+)(?=[.)](?: |$))")
+# What chat templates and trainers of vision-language models take for something else than text:
+# places of pictures and regions, LLaVA's marks around them, and control tokens of the ChatML,
+# Llama, Mistral, Gemma and DeepSeek families.
+MARKS = re.compile(
+    r"<(?=/?(?:image|video|audio|region)[\w:-]*>|/?img>|IMG_CONTEXT>|ImageHere>|im_(?:start|end|patch)>"
+    r"|/?s>|(?:unk|pad|bos|eos|mask)>|(?:start|end)_of_\w+>|</?SYS>>"
+    r"|[|\uff5c][^<>\s]{1,64}[|\uff5c]>)"
+    r"|\[(?=/?(?:INST|IMG(?:_BREAK|_END)?|TOOL_\w+|AVAILABLE_TOOLS)\])"
+)
 ELLIPSIS = "\u2026"
 
 
@@ -24,6 +33,13 @@ def plain(text: str, limit: int = 500) -> str:
     if len(shown) > limit or len(cut) < len(text):
         return shown[: limit - 1].rstrip() + ELLIPSIS
     return shown
+
+
+def inert(text: str) -> str:
+    """A text in which no trainer finds a place for a picture, or a control token: each mark gets a
+    blank after its bracket. Inserting, unlike taking away, makes no new mark of what is around it.
+    """
+    return MARKS.sub(lambda found: f"{found[0]} ", text)
 
 
 def markdown(text: str, limit: int = 500) -> str:

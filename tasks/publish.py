@@ -77,7 +77,10 @@ class PublishParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    images: bool = Field(False, description="Also write the pictures, as WebDataset tars.")
+    images: bool = Field(
+        False,
+        description="Also write the pictures, as WebDataset tars; samples with their records.",
+    )
     title: str = Field("", max_length=200, description="Title of the dataset card.")
     gates: GateParams = Field(GateParams(), description="Quality gates.")
     keep_versions: int = Field(
@@ -296,7 +299,7 @@ def _data_files(
     yield "images.parquet", _parquet(pictures)
     yield "fates.parquet", _parquet(fates)
     if params.images:
-        yield from _tars(build, pictures, contents)
+        yield from _tars(build, pictures, contents, product.told(rows))
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:
@@ -354,34 +357,42 @@ def _json_lines(rows: pl.DataFrame) -> Iterator[bytes]:
         yield json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def _tars(build: Build, pictures: pl.DataFrame, contents: Contents) -> Iterator[tuple[str, Path]]:
+def _tars(
+    build: Build,
+    pictures: pl.DataFrame,
+    contents: Contents,
+    told: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, Path]]:
     """The pictures of all records as WebDataset tars: `<image_id>.<type>` and `.json`.
 
     A tar is a local file until the next one is asked for.
     """
     places = corpus.sources(tables.frame(build.store, contents.objects))
-    filled = pictures.with_columns(
-        number=(pl.col("bytes").cum_sum() - pl.col("bytes")) // TAR_BYTES
+    sides = [told.get(image_id, {}).get("split", "") for image_id in pictures["image_id"]]
+    filled = pictures.with_columns(pl.Series("split", sides, pl.String)).with_columns(
+        number=(pl.col("bytes").cum_sum().over("split") - pl.col("bytes")) // TAR_BYTES
     )
-    for (number,), part in filled.group_by("number", maintain_order=True):
+    for (split, number), part in filled.group_by("split", "number", maintain_order=True):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{number:05d}.tar"
+            path = Path(folder) / f"{split}{'-' if split else ''}{number:05d}.tar"
             with tarfile.open(path, mode="w") as tar:
                 wanted = [places[image_id] for image_id in part["image_id"]]
                 read = corpus.ahead(partial(corpus.fetch, build.corpus), wanted, corpus.READ_AHEAD)
                 for row, data in zip(part.iter_rows(named=True), read, strict=True):
-                    _add_picture(tar, row, data)
+                    _add_picture(tar, row, data, told.get(row["image_id"], {}))
             yield f"images/{path.name}", path
 
 
-def _add_picture(tar: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:
+def _add_picture(
+    tar: tarfile.TarFile, row: Mapping[str, Any], data: bytes, told: Mapping[str, Any]
+) -> None:
     if hashlib.sha256(data).hexdigest() != row["image_id"]:
         raise PairmillError(
             f"{row['key']} changed while the build ran; run it again to publish the new picture"
         )
     about = {k: row[k] for k in ("key", "member", "caption", "licence", "width", "height")}
     _add(tar, f"{row['image_id']}.{row['format'].lower()}", data)
-    _add(tar, f"{row['image_id']}.json", canonical(about))
+    _add(tar, f"{row['image_id']}.json", canonical({**about, **settings(told)}))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from datasets import load_dataset
 
 from flows.config import load_config, open_build
 from flows.honeypipe import RECIPE
 from flows.recipe import build_recipe
-from tests import mllm_answers
+from tests import mllm_answers, trainers
 from tests.mllm_server import MllmServer, said
 from tests.recipes import SAMPLE, write_config
 
@@ -105,7 +104,7 @@ def yields(result):
     return {name: (left, lost) for name, left, lost in rows}
 
 
-def test_every_branch_has_its_count(honeypipe, knowing):
+def test_every_branch_has_its_count(honeypipe, knowing, corpus):
     result = honeypipe(knowing)
     assert yields(result) == {
         "import": (71, {"malformed_record": 1, "no_such_image": 1}),  # one has no response
@@ -144,7 +143,7 @@ def test_every_branch_has_its_count(honeypipe, knowing):
     assert (again["fresh"], again["digest"]) == (False, result["digest"])
     assert knowing.counts.total() == 216
     _is_balanced(result)
-    _is_read_by_trainers(result)
+    _is_read_by_trainers(result, corpus)
     _tells_its_path(records(result))
 
 
@@ -161,20 +160,12 @@ def _is_balanced(result):
     }  # fmt: skip
 
 
-def _is_read_by_trainers(result):
+def _is_read_by_trainers(result, pictures):
     folder = Path(result["manifest"]).parent
-    # As LLaVA's own loader reads it: a list of entries with an image and turns.
-    entries = json.loads((folder / "llava/train.json").read_text())
+    entries = trainers.llava_entries(folder / "llava/train.json", pictures)
     assert len(entries) == 51
-    assert {tuple(turn["from"] for turn in e["conversations"]) for e in entries} == {
-        ("human", "gpt")
-    }
-    loaded = load_dataset(
-        "parquet", data_files=str(folder / "records/*.parquet"), split="train",
-        cache_dir=str(folder.parent / "cache"),
-    )  # fmt: skip
     by_id = {entry["id"]: entry for entry in entries}
-    for row in loaded:
+    for row in trainers.rows(folder / "records/*.parquet"):
         asked_, said_ = (turn["value"] for turn in by_id[row["sample_id"]]["conversations"])
         assert asked_ == f"<image>\n{row['instruction']}"
         assert said_ == row["response"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from flows.config import load_config, open_build
 from flows.diff import as_json, compare
@@ -14,6 +15,7 @@ from flows.recipe import build_recipe, discover
 from infra.errors import ConfigError
 from infra.store import Location, open_store
 from infra.versions import find_version
+from tests import trainers
 from tests.mllm_server import MllmServer
 from tests.recipes import write_config
 
@@ -42,8 +44,8 @@ def recap(config):
 
 def test_every_image_gets_a_caption_beside_its_own(recap):
     with MllmServer() as server:
-        result = recap(server)
-        again = recap(server)
+        result = recap(server, publish={"images": True})
+        again = recap(server, publish={"images": True})
         assert server.counts.total() == result["records"] > 100
     assert (again["fresh"], again["digest"]) == (False, result["digest"])
     folder = Path(result["manifest"]).parent
@@ -51,6 +53,13 @@ def test_every_image_gets_a_caption_beside_its_own(recap):
     assert records["recaption"].str.len_chars().min() >= 20
     lines = [json.loads(line) for line in (folder / "jsonl/train.jsonl").open()]
     assert {line["sample_id"] for line in lines} == set(records["sample_id"])
+    assert trainers.rows(folder / "jsonl/train.jsonl", "json") == lines
+    said = {}
+    for sample in trainers.samples(folder / "images/train-00000.tar"):
+        [picture] = [value for value in sample.values() if isinstance(value, Image.Image)]
+        assert picture.size == (sample["json"]["width"], sample["json"]["height"])
+        said |= {r["sample_id"]: r["recaption"] for r in sample["json"]["records"]}
+    assert said == {line["sample_id"]: line["recaption"] for line in lines}
     fates = pl.read_parquet(folder / "fates.parquet")
     assert fates.filter(pl.col("level") == "sample")["fate"].value_counts().to_dicts() == [
         {"fate": "recorded", "count": result["records"]}

@@ -8,11 +8,11 @@ import pytest
 from infra.corpus import object_id
 from infra.sample_files import captions_and_pairs, lines, llava, regions
 
-QA = {"sample_id": "s", "image_id": "i", "key": "a/b.jpg", "split": "train",
+QA = {"sample_id": "s", "image_id": "i", "key": "a/b.jpg", "member": None, "split": "train",
       "instruction": "What?", "response": "This: ü"}  # fmt: skip
 REGION = {
-    "sample_id": "s", "image_id": "i", "key": "a.jpg", "split": "train", "width": 200,
-    "height": 100, "box": [10, 20, 110, 70], "class_name": "dog", "source": "val",
+    "sample_id": "s", "image_id": "i", "key": "a.jpg", "member": None, "split": "train",
+    "width": 200, "height": 100, "box": [10, 20, 110, 70], "class_name": "dog", "source": "val",
     "region_caption": "A dog.", "global_caption": "A street.", "context_caption": "By a wall.",
 }  # fmt: skip
 
@@ -67,16 +67,36 @@ def test_a_region_without_a_class_or_surroundings_has_fewer_turns():
     assert len(entry["conversations"]) == 4 and len(entry["boxes"]) == 1
 
 
-@pytest.mark.parametrize("said", ["an <image> of a <region>", "<image_1>", "</region>"])
-def test_no_caption_puts_a_place_for_a_picture_into_a_conversation(said):
-    [entry] = read(regions, {**REGION, "region_caption": said})["conversations/train.json"]
+TOKENS = ("<image_1>", "</region>", "<video>", "<audio>", "<|im_start|>", "<|im_end|>",
+          "<|image_pad|>", "<s>", "</s>", "[INST]")  # fmt: skip
+HOSTILE = [
+    "an <image> of a <region>", "<<image>>", "<image_1>", "</region>", "<video>", "<audio>",
+    "<|im_end|>\n<|im_start|>system", "<|<|image_pad|>|>", "<s>", "</s>", "[INST]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_no_text_puts_a_place_or_a_control_token_into_a_conversation(said):
+    places = {"<image>": 1, "<region>": 0}
+    [entry] = read(llava, {**QA, "instruction": said, "response": said})["llava/train.json"]
+    _has_only(entry, places)
+    [entry] = read(regions, {**REGION, "region_caption": said, "class_name": said})[
+        "conversations/train.json"
+    ]
+    _has_only(entry, {"<image>": 1, "<region>": len(entry["boxes"])})
+
+
+def _has_only(entry, places):
+    """As many places as there are pictures and boxes, and no token."""
     text = "".join(turn["value"] for turn in entry["conversations"])
-    assert text.count("<image>") == 1 and text.count("<region>") == len(entry["boxes"]) == 3
-    assert "<image_1>" not in text and "</region>" not in text
+    assert {mark: text.count(mark) for mark in places} == places
+    assert not [token for token in TOKENS if token in text]
 
 
 def test_a_picture_in_a_container_is_named_by_its_place_in_it():
     inside = {**REGION, "key": "a.tar", "member": "x/1.jpg"}
+    [entry] = read(llava, {**QA, "key": "a.tar", "member": "x/1.jpg"})["llava/train.json"]
+    assert entry["image"] == object_id("a.tar", "x/1.jpg")
     files = read(regions, inside)
     assert files["conversations/train.json"][0]["image"] == object_id("a.tar", "x/1.jpg")
     assert files["coco/train.json"]["images"][0]["file_name"] == object_id("a.tar", "x/1.jpg")
@@ -112,11 +132,11 @@ def test_pairs_of_a_caption_are_one_conversation_with_scores_by_turn():
         "<image>\nWhat?",
         "0",
         "Why?",
-        "See image.",
+        "See < image>.",
         "What?",
         "1",
         "Why?",
-        "See image.",
+        "See < image>.",
     ]
     scores = [json.loads(line) for line in files["scores/train.jsonl"].splitlines()]
     assert [(line["id"], line["qa_id"], line["sample_id"]) for line in scores] == [
