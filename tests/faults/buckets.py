@@ -89,7 +89,7 @@ def content(version: dict[str, Any] | None) -> tuple[Any, Any]:
 
 
 @contextmanager
-def reader(store: Store) -> Iterator[list[dict[str, Any]]]:
+def reader(store: Store, dataset: str = "few") -> Iterator[list[dict[str, Any]]]:
     """A reader that looks all the time; yields the different versions it has seen, in order."""
     seen: list[dict[str, Any]] = []
     failures: list[BaseException] = []
@@ -98,7 +98,7 @@ def reader(store: Store) -> Iterator[list[dict[str, Any]]]:
     def read() -> None:
         while not stop.wait(0.02):
             try:
-                version = published(store)
+                version = published(store, dataset)
             except BaseException as error:
                 failures.append(error)
                 return

@@ -11,11 +11,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 PRELOAD = [
     *("flows.build", "flows.config", "infra.folder", "infra.s3", "infra.models", "boto3"),
+    *("flows.honeypipe", "flows.regions"),
     *("torch", "open_clip", "timm", "faiss", "polars", "matplotlib.pyplot", "tests.faults.night"),
 ]
 WRITES = ("put", "upload", "delete")
@@ -100,18 +102,20 @@ def _run(
     # The server process has that of when it started.
     os.environ.update(environment)
     import flows.build
+    import flows.recipe
     from flows.config import open_build, parse_config
     from infra.errors import PairmillError
 
     if not report:
         flows.build.render = no_report  # type: ignore[assignment]
+        flows.recipe.render_samples = no_report  # type: ignore[assignment]
     if prepare:
         prepare()
     with told.open("a", buffering=1) as file, counted_writes(file, before, after):
         try:
             parsed = parse_config(config)
             with open_build(parsed) as build:
-                result = flows.build.stages(build, parsed)
+                result = _built(build, parsed)
         except PairmillError as error:
             file.write(json.dumps({"error": str(error)}) + "\n")
             status = error.exit_code
@@ -119,6 +123,16 @@ def _run(
             file.write(json.dumps(result) + "\n")
             status = 0
     os._exit(status)
+
+
+def _built(build: Any, config: Any) -> dict[str, Any]:
+    """What the main job, or the recipe that a config is of, makes."""
+    from flows.build import stages
+    from flows.recipe import RecipeConfig, build_recipe
+
+    if not isinstance(config, RecipeConfig):
+        return stages(build, config)
+    return build_recipe(build, import_module(f"flows.{config.recipe}").RECIPE, config)
 
 
 @contextmanager
