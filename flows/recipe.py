@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table as RichTable
 
@@ -37,7 +38,7 @@ from infra.errors import ConfigError, Refused
 from infra.models import ModelParams as EmbeddingParams
 from infra.product import Contents
 from infra.provenance import own
-from infra.sample_files import EXPORTS, samples_of
+from infra.sample_files import EXPORTS, Files, samples_of
 from infra.tables import Table
 from tasks.account_for_samples import account_for_samples
 from tasks.ask_model import ModelParams
@@ -122,8 +123,8 @@ class Recipe(NamedTuple):
 
 class Made(NamedTuple):
     """What the stages of a recipe made, for publishing: the samples that are recorded, the results
-    of all stages that dropped something, by names that the report shows, how it is told, and what
-    the manifest says beside.
+    of all stages that dropped something, by names that the report shows, how it is told, what the
+    manifest says beside, and more files of a version, from its records.
     """
 
     listed: Snapshot
@@ -134,6 +135,7 @@ class Made(NamedTuple):
     export: str
     story: Story
     about: Mapping[str, Any] = {}
+    beside: Callable[[pl.DataFrame], Files] | None = None
 
 
 def imported(
@@ -206,11 +208,18 @@ def build_recipe(
     check_forgotten(run)
     version = step(publish)(
         run, config.dataset, contents, about, report, config.publish,
-        partial(measured, run, ran, stops, pending, config), samples_of(EXPORTS[made.export]),
+        partial(measured, run, ran, stops, pending, config), samples_of(partial(_files, made)),
     )  # fmt: skip
     result = summary(run, version)
     tidied = step(tidy)(run, config.dataset, made.seen.objects, version.fresh, keep, config.tidy)
     return {**result, "waiting": pending, "tidied": tidied._asdict()}
+
+
+def _files(made: Made, rows: pl.DataFrame) -> Files:
+    """What trainers read, and what a recipe has beside."""
+    yield from EXPORTS[made.export](rows)
+    if made.beside:
+        yield from made.beside(rows)
 
 
 def measured(

@@ -1,5 +1,6 @@
 """SD-RPN: regions of interest by a model's own answer-to-image attention (arXiv 2509.16944)."""
 
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 from prefect import flow
@@ -12,6 +13,7 @@ from infra.build import Build
 from tasks.ask_model import ModelParams
 from tasks.choose_heads import BOXES, ChooseParams, Choosing, choose_heads
 from tasks.choose_questions import QuestionParams, choose_questions
+from tasks.draw_regions import DrawParams, draw_regions, pages
 from tasks.import_records import ImportParams
 from tasks.label_regions_of_interest import COLUMNS, LabelParams, label_regions_of_interest
 from tasks.map_attention import LISTED, AttentionParams, MapParams, map_attention
@@ -50,33 +52,23 @@ class RoiLabelsConfig(RecipeConfig):
         " `attention.heads` does not name, in place of those that the code lists. null: do not.",
     )
     labels: LabelParams = LabelParams()
-
-    @property
-    def unnamed(self) -> list[Mode]:
-        """Modes whose heads are not given."""
-        return [mode for mode in get_args(Mode) if mode not in self.attention.heads]
+    pictures: DrawParams | None = Field(
+        DrawParams(),
+        description="Pages with a picture of every record for a person to judge, 10 to 40 kB each."
+        " null: none.",
+    )
 
     @model_validator(mode="after")
-    def _has_boxes(self) -> Self:
+    def _possible(self) -> Self:
+        if self.model.local is None:
+            raise ValueError("model.local is required: an endpoint gives no attention")
         if self.choose_heads and BOXES not in self.records.columns:
-            raise ValueError(
-                f"choose_heads needs boxes: records.columns: {{{BOXES}: <their column>}}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _no_other_columns(self) -> Self:
+            raise ValueError(f"choose_heads needs boxes: records.columns: {{{BOXES}: theirs}}")
         if taken := sorted(OWN.intersection(self.records.columns)):
             raise ValueError(
                 f"records.columns: {', '.join(taken)} would be mixed up with the recipe's own;"
                 " give them other names"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _in_process(self) -> Self:
-        if self.model.local is None:
-            raise ValueError("model.local is required: an endpoint gives no attention")
         return self
 
 
@@ -91,8 +83,8 @@ def stages(run: Build, config: RoiLabelsConfig, step: Any) -> Made:
     heads = LISTED
     if config.choose_heads:
         choosing = Choosing(
-            **model, **dict(config.choose_heads), modes=config.unnamed,
-            square_pixels=config.attention.square_pixels,
+            **model, **dict(config.choose_heads), square_pixels=config.attention.square_pixels,
+            modes=[mode for mode in get_args(Mode) if mode not in config.attention.heads],
         )  # fmt: skip
         chosen = step(choose_heads)(run, asked.samples, seen.objects, seen.images, choosing)
         heads = chosen.heads
@@ -101,16 +93,23 @@ def stages(run: Build, config: RoiLabelsConfig, step: Any) -> Made:
     labelled = step(label_regions_of_interest)(
         run, mapped.samples, mapped.maps, seen.images, config.labels
     )
+    beside = None
+    if config.pictures:
+        made = labelled.samples
+        drawn = step(draw_regions)(run, made, seen.objects, seen.images, config.pictures)
+        beside = partial(pages, run.store, drawn.overlays)
     return Made(
         listed, seen, files, labelled.samples,
         {"records": given, "questions": asked, "attention": mapped, "labels": labelled},
         "sd_rpn",
-        Story("Where the model looked while it answered, sinks left out, and the regions in it.",
+        Story("Where the model looked while it answered, sinks left out, and the regions in it."
+              + (" The pages in pictures/ show all records." if beside else ""),
               {"image_id": ""}, [("question", "question"), ("its own answer", "answer")],
               [("mode", "mode"), ("foreground", "foreground"), ("background", "background"),
                ("ignored", "ignored"), ("steps", "steps"), ("heads", "heads")],
               boxes="boxes", by="mode", map=("cleaned", "grid_height", "grid_width"), padded=True),
         {"heads": tables.read(run.store, heads).to_pylist()} if config.choose_heads else {},
+        beside,
     )  # fmt: skip
 
 

@@ -59,6 +59,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         sink_threshold=pa.int32(),
         heads=pa.string(),
     ),
+    # Labels and boxes drawn over their picture; the name is that of what is drawn.
+    "overlays": _fields(name=ID, image_id=ID, jpeg=pa.binary()),
     # Heads that were chosen by what samples with boxes say of each, in billionths.
     "heads": _fields(
         mode=pa.string(), layer=pa.int32(), head=pa.int32(), mass=pa.int64(), samples=pa.int32()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def run(folder, corpus, **changed):
     )
     with open_build(config) as opened:
         result = build_recipe(opened, RECIPE, config)
-        return {**result, "maps": opened.work["maps_made"]}
+        return {
+            **result, "maps": opened.work["maps_made"], "drawn": opened.work["regions_drawn"]
+        }  # fmt: skip
 
 
 @pytest.fixture
@@ -190,6 +193,24 @@ def test_the_report_shows_maps_and_boxes(first):
     assert page.count("<rect") >= 22
 
 
+def test_every_record_has_a_picture_that_a_person_can_judge(first):
+    page = (files(first[1]) / "pictures/00000.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 22 == first[1]["drawn"]
+    assert set(re.findall(r'<li id="(\w+)"', page)) == {
+        name[:12] for name in records(first[1])["sample_id"]
+    }
+    listed = [
+        entry["name"] for entry in json.loads(Path(first[1]["manifest"]).read_text())["files"]
+    ]
+    assert "pictures/00000.html" in listed
+
+
+def test_pictures_can_be_left_out(again):
+    result = again(pictures=None)
+    assert result["fresh"] and result["drawn"] == 0
+    assert not (files(result) / "pictures").exists()
+
+
 def test_what_is_forgotten_has_no_map_left(again, first, scenes, tmp_path):
     dropped = records(first[1]).filter(pl.col("key") == "scenes/00.png")["image_id"][0]
     store = FolderStore(str(tmp_path / "store"))
@@ -197,7 +218,7 @@ def test_what_is_forgotten_has_no_map_left(again, first, scenes, tmp_path):
     after = again()
     fates = pl.read_parquet(files(after) / "fates.parquet")
     assert (fates["fate"] == "forgotten_image").sum() == 2
-    assert (after["maps"], after["records"]) == (0, first[1]["records"] - 2)
+    assert (after["maps"], after["drawn"], after["records"]) == (0, 0, first[1]["records"] - 2)
     held = [
         path
         for path in (tmp_path / "store/data").rglob("*.parquet")
