@@ -78,6 +78,22 @@ def test_a_pair_is_told_with_scores_bands_label_and_negatives(tables, why):
     assert len(others) == len(row["negatives"]) - 1
 
 
+def test_negatives_out_of_the_bands_are_told_as_what_they_are(history, pairmill):
+    data = yaml.safe_load(history.config.read_text("utf-8"))
+    data["pairs"]["negatives_from"] = "retrieved"
+    history.config.write_text(yaml.safe_dump(data), "utf-8")
+    run_build(data)
+    records = pl.read_parquet(history.dataset / "v000004/records/*.parquet")
+    row = records.filter(pl.col("negatives").list.len() > 1).row(0, named=True)
+    out, _ = pairmill("why", row["pair_id"], "-c", history.config)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    first = next(at for at, line in enumerate(lines) if row["negatives"][1][:12] in line)
+    assert "in band" in lines[first]
+    against = [line for line in lines if "against the target:" in line]
+    assert len(against) == len(row["negatives"]) - 1
+    assert any(line.startswith("against the target:") for line in against)
+
+
 def test_a_near_duplicate_names_its_survivor_with_the_bounds(made, tables, why):
     fates, _ = tables
     lines = why("smaller.png")

@@ -524,14 +524,16 @@ def test_any_history_ends_at_the_pairs_of_its_set(
     assert shown == slow.pairs
 
 
-def test_a_night_scores_what_changed(build):
+@pytest.mark.parametrize("source", ["unrelated", "retrieved"])
+def test_a_night_scores_what_changed(build, source):
     rng = np.random.default_rng(5)
     spaces = {"look": (*LOOK, "quantile", 0.6, 0.95), "text": (*TEXT, "quantile", 0.6, 0.95)}
     drawn = rng.standard_normal((2, 300, 6)).tolist()
     images = {f"i{i:03}": tuple(row) for i, row in enumerate(drawn[0])}
     texts = {f"c{i:03}": tuple(row) for i, row in enumerate(drawn[1])}
     corpus = Corpus(images, {image: f"c{image[1:]}" for image in images}, texts)
-    mine(build, corpus, spaces, k=20)
+    mine(build, corpus, spaces, k=20, negatives_from=source)
     whole = build.work.pop("similarities_computed")
-    mine(build, subset(corpus, set(images) - {"i007"}, corpus.captions), spaces, k=20)
+    left = subset(corpus, set(images) - {"i007"}, corpus.captions)
+    mine(build, left, spaces, k=20, negatives_from=source)
     assert 0 < build.work["similarities_computed"] < whole / 5
