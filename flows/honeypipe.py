@@ -12,7 +12,7 @@ from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
 from tasks.clean_prompts import PromptCleaning, clean_prompts
 from tasks.compose_texts import compose_texts
 from tasks.deduplicate_samples import SampleDedupParams, deduplicate_samples
-from tasks.filter_by_form import FormFilter, filter_by_form
+from tasks.filter_by_form import Filtering, FormFilter, filter_by_form
 from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.import_records import ImportParams
 from tasks.join_samples import join_samples
@@ -76,7 +76,7 @@ def stages(run: Build, config: HoneypipeConfig, step: Any) -> Made:
     unique = step(deduplicate_samples)(run, placed.samples, seen.images, seen.looks, config.dedup)
     sized = step(measure_images)(run, unique.samples, seen.images)
     measured = step(measure_texts)(run, sized.samples, TextMeasures(("instruction",)))
-    fit = step(filter_by_form)(run, measured.samples, config.filter)
+    fit = step(filter_by_form)(run, measured.samples, Filtering(config.filter, "instruction"))
     screened = step(ask_model)(run, fit.samples, seen.objects, Asking(SCREEN, config.model))
     sound = step(filter_samples)(run, screened.samples, Rules(SOUND))
     bypass = step(route_samples)(run, sound.samples, Route("domain", config.bypass))

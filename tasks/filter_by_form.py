@@ -4,7 +4,7 @@ The rule filters of Bee's HoneyPipe (arXiv 2510.13795), which gives no numbers.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,7 +39,13 @@ class FormFilter(BaseModel):
         description="Most share of 3-grams of words that repeat. Not given in the source; our own"
         " default, because only loops do.",
     )
-    column: str = Field("instruction", description="The column whose texts must not repeat.")
+
+
+class Filtering(NamedTuple):
+    """The bounds, and the column of texts that must not repeat themselves."""
+
+    bounds: FormFilter
+    text: str
 
 
 class Filtered(NamedTuple):
@@ -49,23 +55,27 @@ class Filtered(NamedTuple):
     drops: Table
 
 
-@stage(version=1, reads={"given": tables.ALL})
-def filter_by_form(build: Build, given: Table, params: FormFilter) -> Filtered:
-    """Keep samples by `short_side` in pixels, `aspect` in per mille and `<column>_repetition` in
+def meaning(params: Filtering) -> Any:
+    return [params.bounds.model_dump(mode="json"), params.text]
+
+
+@stage(version=1, reads={"given": tables.ALL}, meaning=meaning)
+def filter_by_form(build: Build, given: Table, params: Filtering) -> Filtered:
+    """Keep samples by `short_side` in pixels, `aspect` in per mille and `<text>_repetition` in
     millionths.
     """
-    kept, gone = by_rules(tables.frame(build.store, given), rules(params))
+    kept, gone = by_rules(tables.frame(build.store, given), rules(*params))
     return Filtered(
         samples.write(build.store, kept),
         samples.write_drops(build.store, samples.drops(gone, "filter_by_form")),
     )
 
 
-def rules(params: FormFilter) -> Sequence[Rule]:
+def rules(bounds: FormFilter, text: str) -> Sequence[Rule]:
     """The bounds in the order in which they are looked at."""
-    aspect, share = round(1_000 * params.max_aspect), round(1e6 * params.max_repetition)
+    aspect, share = round(1_000 * bounds.max_aspect), round(1e6 * bounds.max_repetition)
     return (
-        Rule("small_image", "short_side", "least", params.min_side),
+        Rule("small_image", "short_side", "least", bounds.min_side),
         Rule("extreme_aspect", "aspect", "most", aspect),
-        Rule("repeated_text", f"{params.column}_repetition", "most", share),
+        Rule("repeated_text", f"{text}_repetition", "most", share),
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from flows.config import load_config
 from flows.recap import RecapConfig
-from flows.recipe import RecipeConfig, discover
+from flows.recipe import RecipeConfig, discover, embedder
 from infra.errors import ConfigError
 from infra.local_mllm import LocalModel
 from infra.provenance import OWN, own
@@ -51,6 +51,13 @@ def test_a_config_that_names_its_model_keeps_the_settings_of_the_recipe(recipe, 
 def test_a_model_that_is_not_named_is_told_in_one_line():
     with pytest.raises(ConfigError, match="names no model to ask; give its section an `endpoint`"):
         _ = ModelParams().model
+
+
+def test_an_embedding_model_that_is_not_there_is_told_in_one_line():
+    config = load_config(ROOT / "sample/recipes/regions.yaml")
+    assert embedder(config, "clip").library == "open_clip"
+    with pytest.raises(ConfigError, match="regions needs the embedding model 'siglip'; add it to"):
+        embedder(config, "siglip")
 
 
 def test_numbers_that_are_not_the_sources_are_told_with_who_set_them():

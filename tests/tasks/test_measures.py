@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import samples
-from tasks.filter_by_form import FormFilter, filter_by_form
+from tasks.filter_by_form import Filtering, FormFilter, filter_by_form
 from tasks.measure_images import measure_images
 from tasks.measure_texts import TextMeasures, measure_texts, repetition
 from tests.tasks.examples import put, rows
@@ -82,5 +82,5 @@ def test_the_form_at_its_bounds(build, size, text, fate):
     images = put(build, "headers", "image_id width height", [("0", *size)])
     given_table = measure_images(build, sampled(build, instruction=[text]), images).samples
     measured = measure_texts(build, given_table, TextMeasures(("instruction",))).samples
-    found = filter_by_form(build, measured, FormFilter())
+    found = filter_by_form(build, measured, Filtering(FormFilter(), "instruction"))
     assert [row["rule"] for row in rows(build, found.drops)] == ([fate] if fate else [])
