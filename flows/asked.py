@@ -28,9 +28,20 @@ def told(
     without a label, by its images.
     """
     keys = requests(frames, pair["pair_id"])
+    yield from _answers(store, keys, None if keys else pair)
+
+
+def answers(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Lines on the answers to some requests."""
+    return _answers(store, keys, None)
+
+
+def _answers(
+    store: Store, keys: Sequence[str], pair: Mapping[str, Any] | None
+) -> Iterator[tuple[str, str]]:
     try:
         view = responses.look(store)
-        about = [] if keys else _about(view, pair)
+        about = _about(view, pair) if pair else []
         found = [(key, view.get(key)) for key in keys] + [(one.key, one) for one in about]
     except PairmillError as error:
         yield "answers", str(error)

@@ -224,8 +224,8 @@ def why(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="Object key, file name, image id or pair id, or the start of one; two images ask "
-            "why the second is no target of the first.",
+            help="Object key, file name, id of an image, pair or sample, or the start of one; "
+            "KEY#ROW of a records file; two images ask why the second is no target of the first.",
             metavar="ID [ID]",
         ),
     ],
@@ -235,7 +235,7 @@ def why(
     version: Annotated[str, typer.Option(help="Number, digest prefix, or latest.")] = "latest",
     neighbours: Annotated[int, typer.Option(min=0, help="Neighbours shown in each space.")] = 6,
 ) -> None:
-    """Say what became of an object, an image or a pair, and the numbers that decided."""
+    """Say what became of an object, an image, a pair or a sample, and the numbers that decided."""
     from flows.answers import why as explain
 
     console = Console()

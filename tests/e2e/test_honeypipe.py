@@ -15,6 +15,10 @@ import pytest
 from flows.config import load_config, open_build
 from flows.honeypipe import RECIPE
 from flows.recipe import build_recipe
+from flows.why import why
+from infra.errors import PairmillError
+from infra.store import Location, open_store
+from infra.versions import find_version
 from tests import mllm_answers, trainers
 from tests.mllm_server import MllmServer, said
 from tests.recipes import SAMPLE, write_config
@@ -52,6 +56,7 @@ def answer(request):
     return {"reasoning": "I see.", "conclusion": short}
 
 
+QUESTIONS = ("screen.jinja", "short.jinja", "long.jinja", "fidelity.jinja")
 SAYS = {
     "What is shown here": ("a thing", "another name"),
     "What kind of thing is this": ("(A) animal", "The answer is B."),
@@ -143,6 +148,7 @@ def test_every_branch_has_its_count(honeypipe, knowing, corpus):
     assert (again["fresh"], again["digest"]) == (False, result["digest"])
     assert knowing.counts.total() == 216
     _is_balanced(result)
+    _says_why(result)
     _is_read_by_trainers(result, corpus)
     _tells_its_path(records(result))
 
@@ -158,6 +164,45 @@ def _is_balanced(result):
         "no_such_image": 1, "duplicate_pair": 1, "extreme_aspect": 1, "malformed_record": 1,
         "repeated_text": 1, "not_related": 1, "unfaithful": 17,
     }  # fmt: skip
+
+
+def _says_why(result):
+    """The way of samples, in the words of `pairmill why`."""
+    folder = Path(result["manifest"]).parent
+    fates = pl.read_parquet(folder / "fates.parquet")
+    store = open_store(Location(uri=str(folder.parents[2])))
+    manifest = find_version(store, "honeypipe", "latest")
+
+    def told(name):
+        return [" ".join(line.split()) for line in why(store, manifest, name, 6)]
+
+    def dropped(fate):
+        return fates.filter(pl.col("fate") == fate, pl.col("level") == "sample").row(0, named=True)
+
+    lines = told(dropped("unfaithful")["id"][:12])
+    assert "fate unfaithful, decided by filter_samples" in lines
+    assert {"at long, kept", "because agrees is False, not True"} <= {*lines}
+    way = next(line for line in lines if line.startswith("way "))
+    assert way.startswith("way import > domain > near-duplicates >")
+    assert way.endswith("> long, kept (dropped)")
+    prompts = [line.rpartition("/")[2] for line in lines if line.startswith("prompt ")]
+    assert {"screen.jinja", "long.jinja"} <= {*prompts} <= {*QUESTIONS}
+    assert any(line.startswith('{"think":') for line in lines)
+
+    twin = dropped("duplicate_pair")
+    lines = told(twin["id"])
+    assert f"twin of {twin['detail'][:12]}: pHash differs in 0 of 64 bits" in lines
+    assert "because response" in told(dropped("malformed_record")["id"])
+    lines = told("drawn/copy.png")
+    assert f"{twin['id'][:12]} duplicate_pair, deduplicate_samples" in lines
+    with pytest.raises(PairmillError, match="has no object, image or sample 'nothing'"):
+        told("nothing")
+    record = (
+        pl.read_parquet(folder / "records/*.parquet").filter(cot_level="long").row(0, named=True)
+    )
+    lines = told(record["sample_id"])
+    assert "record version 1, records/train.parquet, licence unknown" in lines
+    assert f"instruction: {record['instruction']}" in lines
 
 
 def _is_read_by_trainers(result, pictures):
