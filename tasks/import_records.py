@@ -81,10 +81,11 @@ class ImportParams(BaseModel):
 
 
 class Imported(NamedTuple):
-    """Samples, rows that could not be used, and the keys of the files that were read."""
+    """Samples, rows that could not be used, and the row, `<key>#<row>`, that each sample is."""
 
     samples: Table
     drops: Table
+    origins: Table
 
 
 def find_files(build: Build, params: ImportParams) -> Table:
@@ -109,7 +110,7 @@ def meaning(params: ImportParams) -> Any:
 
 
 @stage(
-    version=3,
+    version=4,
     reads={"files": ("key", "stamp"), "objects": ("key", "member", "image_id"),
            "images": ("image_id", "width", "height")},
     meaning=meaning,
@@ -145,6 +146,7 @@ def import_records(
     return Imported(
         samples.write(build.store, frame.filter(first).drop("name")),
         tables.write_frame(build.store, "drops", drops),
+        samples.write(build.store, frame.filter(first).select("sample_id", "name"), "origins"),
     )
 
 

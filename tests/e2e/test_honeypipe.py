@@ -195,6 +195,8 @@ def _says_why(result):
     assert "because response" in told(dropped("malformed_record")["id"])
     lines = told("drawn/copy.png")
     assert f"{twin['id'][:12]} duplicate_pair, deduplicate_samples" in lines
+    place = next(line.split()[1] for line in told(twin["id"]) if line.startswith("from records/"))
+    assert told(place)[0] == f"sample {twin['id']}"
     with pytest.raises(PairmillError, match="has no object, image or sample 'nothing'"):
         told("nothing")
     record = (
