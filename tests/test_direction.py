@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.recipe import Recipe, discover
+
 ROOT = Path(__file__).parent.parent
 LAYERS = ("flows", "tasks", "infra")
 BELOW = {"flows": {"flows", "tasks", "infra"}, "tasks": {"infra"}, "infra": {"infra"}}
@@ -60,3 +62,10 @@ def test_no_module_of_the_ground_or_of_the_stages_loads_a_heavy_library():
     command = [sys.executable, "-c", program, ",".join(modules), ",".join(HEAVY)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("recipe", [r for r in discover() if r.stages], ids=lambda r: r.name)
+def test_a_recipe_is_as_long_as_a_figure(recipe: Recipe):
+    """About 120 lines; a longer one has stages, or parameters of stages, that belong in tasks/."""
+    path = ROOT / "flows" / f"{recipe.name}.py"
+    assert len(path.read_text("utf-8").splitlines()) <= 130
