@@ -36,8 +36,8 @@ GIVEN: dict[str, dict[str, Any]] = {
         "labels.weakest": 5e-3, "labels.margin": 1,
     },
 }  # fmt: skip
-# Facts about a model, and draws, which say nothing of a method.
-NEITHER = ("patch", "seed", "temperature")
+# Facts about a model, draws, and how pictures are drawn say nothing of a method.
+NEITHER = ("patch", "seed", "temperature", "quality", "side")
 RECIPES = {recipe.name: recipe.config for recipe in discover() if recipe.stages}
 
 
