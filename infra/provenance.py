@@ -34,3 +34,7 @@ def own(config: BaseModel, published: Mapping[str, Any], prefix: str = "") -> It
             yield Own(f"{prefix}{name}", told, value == field.get_default())
         if isinstance(value, BaseModel) and isinstance(shown, Mapping):
             yield from own(value, shown, f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and isinstance(shown, Mapping):
+            parts = ((key, part) for key, part in value.items() if isinstance(part, BaseModel))
+            for key, part in parts:
+                yield from own(part, shown[key], f"{prefix}{name}.{key}.")

@@ -32,7 +32,10 @@ from tests.recipes import EMBEDDERS, SAMPLE, write_config
 RECIPES = {recipe.name: recipe for recipe in discover() if recipe.stages}
 ASKED = sorted(RECIPES.keys() - {"roi_labels"})  # whose model is only watched, in process
 # What a build counts of its work beside what it asks an endpoint for.
-WORK = ("images_decoded", "images_embedded", "texts_written", "maps_made", "answers_scored")
+WORK = (
+    "images_decoded", "images_embedded", "texts_written", "maps_made", "regions_drawn",
+    "answers_scored",
+)  # fmt: skip
 
 
 def rows(*columns: str) -> dict[str, Any]:

@@ -29,6 +29,16 @@ SHOWN = {
 }
 
 
+def test_what_stands_under_names_of_the_config_s_own_is_told_with_them():
+    class Modes(BaseModel):
+        modes: dict[str, Inner] = Field({}, description="By mode.")
+        counts: dict[str, int] = Field({}, description="By name.")
+
+    modes = Modes(modes={"scenes": Inner(share=0.25)}, counts={"a": 1})
+    shown = {"modes": {"scenes": {"share": 0.25}}, "counts": {"a": 1}}
+    assert list(own(modes, shown)) == [("modes.scenes.share", 0.25, False)]
+
+
 def test_what_the_source_gives_and_what_is_not_published_is_left_out():
     config = Config(inner=Inner(share=0.25))
     assert [tuple(row) for row in own(config, SHOWN)] == [
