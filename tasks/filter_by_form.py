@@ -55,8 +55,8 @@ class Filtered(NamedTuple):
     drops: Table
 
 
-def meaning(params: Filtering) -> Any:
-    return [params.bounds.model_dump(mode="json"), params.text]
+def meaning(params: Filtering) -> dict[str, Any]:
+    return {**params.bounds.model_dump(mode="json"), "text": params.text}
 
 
 @stage(version=1, reads={"given": tables.ALL}, meaning=meaning)

@@ -66,8 +66,8 @@ class Filtered(NamedTuple):
     drops: Table
 
 
-def meaning(params: Filtering) -> Any:
-    return [params.bounds.model_dump(mode="json"), params.text, params.label]
+def meaning(params: Filtering) -> dict[str, Any]:
+    return {**params.bounds.model_dump(mode="json"), "text": params.text, "label": params.label}
 
 
 @stage(version=1, reads={"given": tables.ALL}, meaning=meaning)
