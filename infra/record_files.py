@@ -98,29 +98,31 @@ class Window:
 
     def wants(self, character: str) -> None:
         if not self.skips(character):
-            raise NotJson(f"{character!r} is wanted at character {self._before + self._at}")
+            raise NotJson(f"{character!r} is wanted: character {self._before + self._at}")
 
     def value(self) -> Any:
         """The next value. Raises NotJson, also for one of more than ENTRY characters."""
         self.peek()
         while True:
-            left = len(self._text) - self._at
             try:
                 value, end = _JSON.raw_decode(self._text, self._at)
                 # A number may go on where the text ends, and `1.` is read as a 1.
-                if self._text[end : end + 1] not in UNENDED or not self._more():
+                if end - self._at <= ENTRY and self._text[end : end + 1] not in UNENDED:
                     self._at = end
                     return value
+                flaw = NotJson(f"cut off: character {self._before + end}")
             except json.JSONDecodeError as error:
-                if not self._is_cut(error) or left > ENTRY or not self._more():
-                    at = self._before + error.pos
-                    raise NotJson(f"{error.msg} at character {at}") from None
+                flaw = NotJson(f"{error.msg}: character {self._before + error.pos}")
+                if not self._is_cut(error):
+                    raise flaw from None
             except (RecursionError, ValueError) as error:
                 at = self._before + self._at
-                raise NotJson(f"{error} in the value at character {at}") from None
-            if left > ENTRY:
+                raise NotJson(f"{error}: the value from character {at}") from None
+            if len(self._text) - self._at > ENTRY:
                 at = self._before + self._at
-                raise NotJson(f"the value at character {at} has more than {ENTRY >> 20} MiB")
+                raise NotJson(f"over {ENTRY >> 20} MiB: the value from character {at}")
+            if not self._more():
+                raise flaw
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         is_open = error.msg.startswith("Unterminated string")
@@ -189,7 +191,7 @@ def _lines(key: str, file: RangeFile, member: str | None) -> Iterator[Any]:
     while line := text.readline(ENTRY + 1):
         number += 1
         if len(line) > ENTRY:
-            raise NotJson(f"line {number} has more than {ENTRY >> 20} MiB")
+            raise NotJson(f"over {ENTRY >> 20} MiB: line {number}")
         if not line.strip():
             continue
         try:

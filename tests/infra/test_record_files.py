@@ -64,10 +64,12 @@ def test_any_bytes_are_entries_or_one_line(store, narrow, data):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[{"a": 1}, {"a" 2}]', "Expecting ':' delimiter at character 16"),
-        ('[{"a": 1} {"a": 2}]', "',' is wanted at character 10"),
-        ('[{"a": 1}', "',' is wanted at character 9"),
-        ('["open', "Unterminated string starting at at character 1"),
+        ('[{"a": 1}, {"a" 2}]', "Expecting ':' delimiter: character 16"),
+        ('[{"a": 1} {"a": 2}]', "',' is wanted: character 10"),
+        ('[{"a": 1}', "cut off: character 9"),
+        ('["open', "Unterminated string starting at: character 1"),
+        ("[12", "cut off: character 3"),
+        ("[1.]", "cut off: character 2"),
         ("[1, 2] [3]", "files of JSON lines are to end in .jsonl"),
         ("[" + "[" * 100_000, "recursion"),
         ("[" + "9" * 5_000 + "]", "4300 digits"),
@@ -88,7 +90,7 @@ def test_an_entry_of_any_length_would_be_any_memory(store, monkeypatch):
     store.put("d.json", json.dumps(["x" * 10_000]).encode())
     store.put("d.jsonl", json.dumps("x" * 10_000).encode())
     for key in ("d.json", "d.jsonl"):
-        with pytest.raises(ConfigError, match=r"is not JSON \(.* has more than|Unterminated"):
+        with pytest.raises(ConfigError, match=r"is not JSON \(over 0 MiB: "):
             list(record_files.entries(store, key))
 
 
