@@ -41,7 +41,7 @@ class Checked(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=2,
     reads={
         "given": tables.ALL,
         "answers": ("sample", "kind", "said"),

@@ -3,10 +3,7 @@
 Source: Bee's HoneyPipe (arXiv 2510.13795): factual answers match exactly, descriptions in meaning.
 """
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from functools import partial
 from operator import eq
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra import samples, tables
 from infra.build import Build
 from infra.ledger import stage
+from infra.short_answers import ARTICLES, YES_NO_FIRST, Number, number, option, stated, yes_no
 from infra.tables import Table
 
 
@@ -43,7 +41,7 @@ class Compared(NamedTuple):
     samples: Table
 
 
-@stage(version=1, reads={"given": tables.ALL})
+@stage(version=2, reads={"given": tables.ALL})
 def compare_answers(build: Build, given: Table, params: AnswerComparison) -> Compared:
     """Compare each row. No answer agrees with nothing."""
     rows = tables.frame(build.store, given)
@@ -62,7 +60,7 @@ def compare_answers(build: Build, given: Table, params: AnswerComparison) -> Com
 
 def compared(expected: str, said: str | None, fact_words: int) -> tuple[str, bool | None]:
     """The type of the right answer, and whether the other one agrees; None: no rule decides."""
-    right, answer = _plain(expected), _plain(said or "")
+    right, answer = stated(expected), stated(said or "")
     kind, agrees = _by_form(right, answer)
     if kind is None:
         kind = "fact" if len(right.split()) <= fact_words else "description"
@@ -79,51 +77,6 @@ def _by_form(right: str, answer: str) -> tuple[str | None, bool | None]:
     return None, None
 
 
-class Number(NamedTuple):
-    """A number and its unit, perhaps none."""
-
-    value: Fraction
-    unit: str
-
-
-_LEAD = re.compile(
-    r"^(?:so,? |therefore,? |thus,? )?(?:the )?(?:correct |final |right )?(?:answer|option|choice)"
-    r"\b(?: is\b| ?[:=])? *",
-    re.IGNORECASE,
-)
-_NUMBER = re.compile(
-    r"([$€£¥]?) ?([+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.[0-9]{1,30})?)"
-    r"(?:/([0-9]{1,30}))? ?(%|[A-Za-z°µ]{1,12}[0-9]?|)\.?"
-)
-_OPTION = re.compile(r"\(?([A-Za-z])\)?|\(([A-Za-z])\) .*|([A-Z])[.):] .*", re.DOTALL)
-_YES_NO = re.compile(r"(yes|no|true|false)[.!]?", re.IGNORECASE)
-_YES_NO_FIRST = re.compile(r"(yes|no|true|false)(?:[,.;:!].*)?", re.IGNORECASE | re.DOTALL)
-_SPELLED = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
-    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12,
-}  # fmt: skip
-_ARTICLES = {"a", "an", "the"}
-
-
-def _plain(text: str) -> str:
-    """NFKC, one line, without what announces an answer and the marks around it."""
-    folded = unicodedata.normalize("NFKC", text).replace("\u2044", "/").replace("\u2212", "-")
-    line = " ".join(folded.split()).strip("*_`\"' ")
-    return _LEAD.sub("", line).strip("*_`\"' ")
-
-
-def _number(text: str) -> Number | None:
-    bare = text.rstrip(".").lower()
-    if bare in _SPELLED:
-        return Number(Fraction(_SPELLED[bare]), "")
-    found = _NUMBER.fullmatch(text)
-    if not found or (found[3] and not int(found[3])):
-        return None
-    value = Fraction(found[2].replace(",", "")) / int(found[3] or 1)
-    percent = found[4] == "%"
-    return Number(value / 100 if percent else value, "%" if percent else found[1] + found[4])
-
-
 def _numbers_agree(right: Number, other: Number) -> bool | None:
     """Equal with equal units; a share may be said in per cent. Other units are for a judge."""
     if right.unit == other.unit:
@@ -132,26 +85,15 @@ def _numbers_agree(right: Number, other: Number) -> bool | None:
     return True if is_share else None
 
 
-def _option(text: str) -> str | None:
-    found = _OPTION.fullmatch(text.rstrip("."))
-    letter = next((group for group in found.groups() if group), None) if found else None
-    return letter.upper() if letter else None
-
-
-def _yes_no(text: str, form: re.Pattern[str] = _YES_NO) -> bool | None:
-    found = form.fullmatch(text)
-    return found[1].lower() in ("yes", "true") if found else None
-
-
 def _words(text: str) -> list[str]:
     """Words as they are written, signs inside them included; without articles."""
     words = (word.strip(".,;:!?\"'()") for word in text.casefold().split())
-    return [word for word in words if word and word not in _ARTICLES]
+    return [word for word in words if word and word not in ARTICLES]
 
 
 # How the right answer is read, how the other one is, and when two agree.
 _KINDS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., bool | None]]] = {
-    "number": (_number, _number, _numbers_agree),
-    "option": (_option, _option, eq),
-    "yes_no": (_yes_no, partial(_yes_no, form=_YES_NO_FIRST), eq),
+    "number": (number, number, _numbers_agree),
+    "option": (option, option, eq),
+    "yes_no": (yes_no, partial(yes_no, form=YES_NO_FIRST), eq),
 }

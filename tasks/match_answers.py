@@ -25,7 +25,7 @@ class Matched(NamedTuple):
     samples: Table
 
 
-@stage(version=1, reads={"given": tables.ALL})
+@stage(version=2, reads={"given": tables.ALL})
 def match_answers(build: Build, given: Table, params: Matching) -> Matched:
     """Match each row."""
     rows = tables.frame(build.store, given)

@@ -81,7 +81,7 @@ def choose(original_right: bool, agrees: Sequence[bool]) -> Choice:
 
 
 @stage(
-    version=2,
+    version=3,
     reads={
         "given": tables.ALL,
         "answers": ("sample", "tokens", "view", "said"),

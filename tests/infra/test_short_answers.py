@@ -1,10 +1,12 @@
 """When two short answers say the same."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.short_answers import matches, option, plain
+from infra.short_answers import Number, matches, number, option, plain, stated, yes_no
 
 SAME = [
     ("Bakery", "bakery"),
@@ -17,6 +19,11 @@ SAME = [
     ("$5", "5"),
     ("10%", "10.0 %".replace(" ", "")),
     ("B", "(b) a horse"),
+    ("b", "(B) a horse"),
+    ("a", "A."),  # a letter of its own is no article
+    ("So the answer is B", "b) a horse"),
+    ("Answer:B", "B"),
+    ("Option", "option"),  # announces nothing
     ("(B)", "B."),
     ("Option B", "B"),
     ("\u22124", "-4"),
@@ -25,6 +32,7 @@ SAME = [
 OTHER = [
     ("bakery", "brewery"),
     ("12", "1200"),
+    ("12,00", "1200"),  # a comma stands before three digits
     ("1", "10"),
     ("art", "party"),
     ("10%", "10"),
@@ -59,13 +67,16 @@ def test_containment_can_be_turned_off(said, expected):
 
 
 def test_what_is_compared():
-    assert plain("The 1,200 Apples, an Ox's") == ["1200", "apples", "ox's"]
+    assert plain(stated("The answer is: 1,200 Apples, an Ox's")) == ["1200", "apples", "ox's"]
     assert [option(text) for text in ("(c)", "C: a cat", "a cat", "I", "cat")] == [
         "C", "C", None, "I", None,
     ]  # fmt: skip
+    assert number("$1,200") == Number(Fraction(1200), "$")
+    assert number(stated("**½**")) == number("0.5") == Number(Fraction(1, 2), "")
+    assert [yes_no(text) for text in ("Yes.", "false", "No one")] == [True, False, None]
 
 
 @given(st.text(), st.text())
 def test_nothing_breaks_it_and_both_ways_are_one(one, other):
     assert matches(one, other) == matches(other, one)
-    assert matches(one, one) == bool(plain(one) or option(one))
+    assert matches(one, one) == bool(plain(stated(one)) or option(stated(one)))
