@@ -125,14 +125,14 @@ def small_corpus(folder: Path, pictures: int) -> Path:
 
 
 def sample_parameters(corpus: Path, store: Path) -> dict[str, Any]:
-    declared = yaml.safe_load((ROOT / "deployments.yaml").read_text())
-    config = next(d for d in declared["deployments"] if d["name"] == "sample")["parameters"][
-        "config"
-    ]
-    changes = {
-        "dataset": "deployed",
-        "corpus": {"uri": str(corpus)},
-        "store": {"uri": str(store)},
-        "cluster": {"kind": "threads", "workers": 2},
-    }
+    """Those of the sample's deployment, at other places and on threads."""
+    places = {"corpus": {"uri": str(corpus)}, "store": {"uri": str(store)}}
+    threads = {"kind": "threads", "workers": 2}
+    return declared("sample", {**places, "dataset": "deployed", "cluster": threads})
+
+
+def declared(deployment: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a deployment, with other sections in its config."""
+    found = yaml.safe_load((ROOT / "deployments.yaml").read_text())["deployments"]
+    [config] = (d["parameters"]["config"] for d in found if d["name"] == deployment)
     return {"config": config | changes}
