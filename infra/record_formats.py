@@ -35,7 +35,8 @@ Reader = Callable[[Any], Iterator[Row]]
 
 class Shape(NamedTuple):
     """What a config says of a format: columns of plain rows, whether all turns of a dialogue are
-    wanted, the member that names a source, and the file with the boxes of references.
+    wanted, the member that names a source, the file with the boxes of references, and the values
+    of members of entries that are wanted.
     """
 
     format: Format
@@ -43,6 +44,7 @@ class Shape(NamedTuple):
     all_turns: bool
     source: str
     instances: str
+    only: Mapping[str, Sequence[str]]
 
 
 def rows(store: Store, key: str, shape: Shape) -> Iterator[tuple[str, Row]]:
@@ -58,7 +60,7 @@ def rows(store: Store, key: str, shape: Shape) -> Iterator[tuple[str, Row]]:
         found, read = _opened(store, key, shape)
         for number, entry in enumerate(found):
             try:
-                said = list(read(entry))
+                said = [*_unwanted(entry, shape.only)] or list(read(entry))
             except WRONG as error:
                 first = first or error
                 said = [{"flaw": ("malformed_record", f"{type(error).__name__}: {error}")}]
@@ -73,6 +75,14 @@ def rows(store: Store, key: str, shape: Shape) -> Iterator[tuple[str, Row]]:
         raise ConfigError(
             f"{key} is not of the format {shape.format} ({said_of}); see records.format"
         ) from None
+
+
+def _unwanted(entry: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+    """The drop of an entry, such as a region or a reference, by the value of one of its members."""
+    for name, wanted in only.items():
+        if str(entry.get(name)) not in wanted:
+            yield {"flaw": ("not_wanted", f"{name}: {entry.get(name)}")}
+            return
 
 
 def schema(shape: Shape) -> dict[str, Any]:

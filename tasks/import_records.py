@@ -69,6 +69,11 @@ class ImportParams(BaseModel):
         description="For `refcoco`: key of the file in COCO's form that has the boxes, where the"
         " references have none.",
     )
+    only: dict[str, list[str]] = Field(
+        {},
+        description="Of entries, those whose members have one of these values: `split: [train]` of"
+        " references, `isfake: ['0']` of Objects365's regions. The others are drops.",
+    )
     images: str = Field(
         "",
         description="Folder of the corpus in which the files name their pictures, or tars in which"
@@ -77,7 +82,7 @@ class ImportParams(BaseModel):
 
     def shape(self) -> Shape:
         all_turns = self.turns == "all"
-        return Shape(self.format, self.columns, all_turns, self.source, self.instances)
+        return Shape(self.format, self.columns, all_turns, self.source, self.instances, self.only)
 
 
 class Imported(NamedTuple):

@@ -184,6 +184,15 @@ def test_refer_s_two_files_once_its_pickle_is_json(imported):
     assert lost[:2] == ("refcoco/refs(unc).json#1", "malformed_record")
 
 
+def test_only_the_wanted_splits_of_references(imported):
+    refs = [REF, {**REF, "split": "testA"}, {**REF, "split": None}]
+    found, lost = imported({"refs.json": {"refs": refs, **REFER}}, TRAIN2014, format="refcoco",
+                           images="train2014", only={"split": ["train", "val"]})  # fmt: skip
+    assert len(found) == 1
+    assert lost == [("refs.json#1", "not_wanted", "split: testA"),
+                    ("refs.json#2", "not_wanted", "split: None")]  # fmt: skip
+
+
 def test_references_in_parquet_whose_boxes_are_corners_are_plain_rows(imported):
     data = parquet({
         "ref_id": [0], "image_path": ["coco/train2014/COCO_train2014_000000581857.jpg"],

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from infra.errors import ConfigError
-from tasks.import_records import ImportParams, find_files
+from infra.errors import ConfigError, PairmillError
+from tasks.import_records import ImportParams, find_files, import_records
 from tests.corpora import fill
-from tests.tasks.examples import rows
+from tests.tasks.examples import put, rows
 
 COCO = {
     "info": {"description": "COCO 2017"},
@@ -231,6 +231,16 @@ def test_a_broken_line_is_named(imported):
 def test_no_records_are_a_table_with_its_columns(imported, build):
     found, lost = imported({"x.json": "[]"}, format="conversations")
     assert (found, lost) == ([], [])
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(build):
+    fill(build, {"a.json": "[]"})
+    given = ImportParams(files=["a.json"], format="rows")
+    files = find_files(build, given)
+    fill(build, {"a.json": '[{"picture": "images/a.jpg"}]'})
+    none = [put(build, "objects", "key member image_id", []), put(build, "images", "image_id", [])]
+    with pytest.raises(PairmillError, match=r"a\.json changed while it was read; run again"):
+        import_records(build, files, *none, given)
 
 
 def test_a_pattern_that_fits_no_file_is_told(build):
