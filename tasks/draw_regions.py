@@ -182,28 +182,26 @@ def _drawn(job: Job, item: Sketch) -> bytes:
 
 
 def pages(store: Store, overlays: Table, records: pl.DataFrame) -> Iterator[tuple[str, bytes]]:
-    """Pages with the pictures of all records, PAGE on each: HTML with no script and nothing
-    outside it. Pictures are read shard by shard, and records come in their order.
+    """Pages with the pictures of all records, PAGE on each: HTML with no script and nothing outside
+    it. Pictures are read shard by shard, and records come in the order of these.
     """
+    count = math.ceil(records.height / PAGE)
+    shown = _shown(store, overlays, records)
+    for number in range(count):
+        yield f"pictures/{number:05d}.html", _page(list(islice(shown, PAGE)), number, count)
+
+
+def _shown(store: Store, overlays: Table, records: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """Records with their pictures, one shard of pictures after the other, then those without."""
     by_name: dict[str, list[int]] = {}
-    for at, row in enumerate(records.select(DRAWN).iter_rows(named=True) if records.height else ()):
+    for at, row in enumerate(records.select(DRAWN).iter_rows(named=True)):
         by_name.setdefault(name_of(row), []).append(at)
-    names = (part["name"].to_pylist() for part in tables.shards(store, overlays, ["name"]))
-    count = sum(len(by_name.get(name, ())) for name in chain.from_iterable(names))
-    shown = _shown(store, overlays, records, by_name)
-    for number in range(math.ceil(count / PAGE)):
-        rows = list(islice(shown, PAGE))
-        yield f"pictures/{number:05d}.html", _page(rows, number, math.ceil(count / PAGE))
-
-
-def _shown(
-    store: Store, overlays: Table, records: pl.DataFrame, by_name: Mapping[str, Sequence[int]]
-) -> Iterator[dict[str, Any]]:
-    """Records with their pictures, one shard of pictures after the other."""
     for part in tables.shards(store, overlays):
         for row in part.to_pylist():
-            for at in by_name.get(row["name"], ()):
+            for at in by_name.pop(row["name"], ()):
                 yield {"jpeg": row["jpeg"], **records.row(at, named=True)}
+    for at in chain.from_iterable(by_name.values()):
+        yield {"jpeg": None, **records.row(at, named=True)}
 
 
 def _page(rows: Sequence[Mapping[str, Any]], number: int, count: int) -> bytes:

@@ -108,12 +108,13 @@ class Crashing:
                 yield shard, Crash("killed by signal 9")
 
 
-def test_a_picture_that_ends_its_worker_is_left_out_and_tried_again(build):
+def test_a_picture_that_ends_its_worker_is_missed_on_its_page_and_tried_again(build):
     frame = labelled(0, 1, 2)
     found = draw(replace(build, pool=Crashing(build.pool)), frame)
     assert (found.overlays.rows, found.lost.rows) == (2, 1)
     (page,) = dict(pages(build.store, found.overlays, frame)).values()
     assert len(images_of(page)) == 2
+    assert page.decode().count("Where is") == 3 and b"ended its worker" in page
     again = draw(build, frame)
     assert (again.overlays.rows, again.lost.rows) == (3, 0)
 
