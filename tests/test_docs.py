@@ -93,6 +93,15 @@ def test_every_recipe_stands_on_the_page_of_recipes() -> None:
     assert [recipe.name for recipe in discover() if f"`{recipe.name}`" not in table] == []
 
 
+def test_the_recipe_to_copy_is_shown_as_it_is() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    [shown] = [fence.text for fence in fences(page) if fence.language == "python"]
+    code = (ROOT / "flows" / "recap.py").read_text("utf-8")
+    lines = [line.strip() for line in shown.splitlines() if line.startswith(("    ", "CAPTION"))]
+    assert len(lines) > 8
+    assert [line for line in lines if "..." not in line and line not in code] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_relative_links_and_their_anchors_resolve(page: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text("utf-8")))

@@ -6,8 +6,11 @@ The main job, `megapairs`, has tests of its own: tests/properties, tests/e2e/tes
 
 import hashlib
 import json
+import os
+import random
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -331,3 +334,42 @@ def test_money_ends_a_build_and_the_next_one_ends_where_a_full_one_does(world, t
     assert set(asked.paid.values()) <= {1}
     assert (whole["waiting"], whole["digest"]) == ({}, world.full["digest"])
     assert not json.loads(Path(whole["manifest"]).read_text())["partial"]
+
+
+def changed(bucket: Mapping[str, Shown], draw: random.Random) -> dict[str, Shown]:
+    """A bucket after a day: pictures come, go, are replaced, renamed, recorded anew."""
+    found = dict(bucket)
+    for _ in range(draw.randint(1, 4)):
+        name, other = draw.choice(sorted(found)), f"{draw.randrange(9)}.png"
+        colours = tuple(draw.sample(("red", "blue", "green"), draw.randint(1, 3)))
+        drawn = Shown(draw.choice((-3, -2, -1, *range(1, 9))), colours)
+        days = (
+            {**found, other: drawn},
+            {**found, name: found[name]._replace(colours=colours)},
+            {**{k: v for k, v in found.items() if k != name}, other: found[name]},
+            {k: v for k, v in found.items() if k != name or len(found) < 3},
+        )
+        found = draw.choice(days)
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_delta_equals_full_over_random_histories(world, tmp_path, capsys):
+    """Nights with other thresholds, and money that ends midway, are among them."""
+    seed = int(os.environ.get("PAIRMILL_SOAK_SEED", time.time_ns() % 1_000_000))
+    draw, bucket = random.Random(seed), dict(BEFORE)
+    with capsys.disabled():
+        print(f"\nhistories of {world.name}, seed {seed} (PAIRMILL_SOAK_SEED)")
+    with server() as asked:
+        for _ in range(12):
+            corpus = write_bucket(tmp_path / "corpus", bucket)
+            sections = world.case.other if draw.random() < 0.25 else {}
+            if world.name in ASKED and draw.random() < 0.3:
+                spent = {"budget": {"calls": draw.randint(1, 30)}}
+                world.run(tmp_path / "nights", corpus, asked, model=spent, **sections)
+            night = world.run(tmp_path / "nights", corpus, asked, **sections)
+            whole = world.run(tmp_path / "whole", corpus, asked, **sections)
+            shutil.rmtree(tmp_path / "whole")
+            assert (night["digest"], night["waiting"]) == (whole["digest"], {}), bucket
+            bucket = changed(bucket, draw)
