@@ -49,6 +49,7 @@ def test_distance_is_a_share_of_the_picture():
 
 def test_both_parts_and_the_whole():
     assert geo_reward(B2, [B1], SIZE, 0.25) == pytest.approx(0.25 * 0.25 + 0.75 * 0.925)
+    assert geo_reward(B2, [B1], SIZE) == pytest.approx(0.5 * 0.25 + 0.5 * 0.925)  # our omega
     assert geo_reward(B1, [B1, B2], SIZE) == 1.0
     assert total_reward(1.0, 0.5, 0.25) == 1.75
     assert total_reward(0.0, 0.5, 0.25) == 0.5

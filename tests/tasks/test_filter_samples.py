@@ -46,3 +46,16 @@ def test_of_several_columns_the_sum_counts(build, a, b, holds):
 def test_a_null_may_pass(build):
     frame = {"n": pl.Series([None, 1], dtype=pl.Int64)}
     assert filtered(build, frame, Rule("low", "n", "least", 3, True))[0] == ["s0"]
+
+
+@pytest.mark.parametrize(
+    ("least", "text", "kept"),
+    [
+        (16, "fifteen letters", False), (16, "sixteen letters!", True),  # text-rich, for LLaVAR-2
+        (20, "nineteen characters", False), (20, "twenty characters!!!", True),  # Recap
+        (16, "  fifteen letters\n", False), (1, " \n", False), (2, "東京", True),
+    ],
+)  # fmt: skip
+def test_length_is_counted_in_characters_without_blanks_around(build, least, text, kept):
+    found, _ = filtered(build, {"said": [text]}, Rule("short", "said", "longer", least))
+    assert bool(found) is kept
