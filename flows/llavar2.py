@@ -28,7 +28,7 @@ class Captioned(Answer):
     caption_enriched: str = Field(min_length=1)
 
 
-class Pair(Answer):
+class Pair(Answer):  # e: extractive; s: self-explained, the turn that follows
     q_e: str = Field(min_length=1)
     a_e: str = Field(min_length=1, description="Quoted from the texts, word for word.")
     q_s: str = Field(min_length=1)
