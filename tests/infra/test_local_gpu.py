@@ -62,6 +62,16 @@ def test_likelihoods_are_those_of_the_cpu(cpu, gpu):
         assert there.mean == pytest.approx(here.mean, rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_bit_of_a_likelihood_hangs_on_its_companions(gpu, dtype):
+    local = gpu.model_copy(update={"dtype": dtype})
+    items = [Supplied(prompt(n, pictures=()), ANSWERS[n % 3] * (1 + n % 2)) for n in range(12)]
+    together = log_probs(local, items)
+    for item, found in zip(items, together, strict=True):
+        (alone,) = log_probs(local, [item])
+        assert alone.nll.tobytes() == found.nll.tobytes()
+
+
 def test_attention_is_that_of_the_cpu(cpu, gpu):
     prompts = [prompt(n) for n in range(4)]
     there, here = attention(gpu, HEADS, prompts), attention(cpu, HEADS, prompts)

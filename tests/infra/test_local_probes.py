@@ -1,5 +1,6 @@
 """Likelihoods and attention, each against a computation of its own."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from infra.local_probes import (
     heads_apart,
     log_probs,
 )
+from tests import tiny_mllms as tiny_mllms_file
 from tests.infra.test_local_mllm import KINDS, prompt
 
 ANSWERS = ("A red leaf.", "No.", "The same, but larger, and on a green table at night.")
@@ -93,14 +95,30 @@ def by_hand(state: dict[str, np.ndarray], ids: list[int], heads: int = 4) -> np.
     return np.log(softmax(logits))
 
 
-def test_a_likelihood_is_that_of_a_forward_pass_written_by_hand(blind):
-    loaded = load(blind)
+# How the models of the tests talk, and a template that puts a blank before an answer.
+PLAIN = ("[user] What is it?\n[assistant] ", "")
+VICUNA = ("<s>USER: What is it? ASSISTANT:", " ")
+
+
+@pytest.fixture(params=[PLAIN, VICUNA], ids=["plain", "vicuna"])
+def talk(request, blind, tiny_mllms, tmp_path) -> tuple[LocalModel, str, str]:
+    """A model of text, its prompt as the template writes it, and what it puts before answers."""
+    if request.param == PLAIN:
+        return blind, *PLAIN
+    folder = shutil.copytree(tiny_mllms["blind"], tmp_path / "vicuna")
+    (folder / "chat_template.jinja").write_text(tiny_mllms_file.VICUNA)
+    return blind.model_copy(update={"name": str(folder)}), *VICUNA
+
+
+def test_a_likelihood_is_that_of_a_forward_pass_written_by_hand(talk):
+    local, written, lead = talk
+    loaded = load(local)
     state = {name: value.numpy() for name, value in loaded.network.state_dict().items()}
     asked = Prompt("k", "", (), "What is it?")
-    found = log_probs(blind, [Supplied(asked, answer) for answer in ANSWERS])
-    start = loaded.tokenizer("[user] What is it?\n[assistant] ").input_ids
+    found = log_probs(local, [Supplied(asked, answer) for answer in ANSWERS])
+    start = loaded.tokenizer(written, add_special_tokens=False).input_ids
     for answer, likelihood in zip(ANSWERS, found, strict=True):
-        ids = loaded.tokenizer(answer).input_ids
+        ids = loaded.tokenizer(lead + answer, add_special_tokens=False).input_ids
         assert likelihood.tokens.tolist() == ids
         expected = by_hand(state, [*start, *ids])
         nll = [-expected[len(start) + at - 1, token] for at, token in enumerate(ids)]
