@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra import record_files
 from infra.errors import ConfigError
@@ -33,21 +34,49 @@ Row = dict[str, Any]
 Reader = Callable[[Any], Iterator[Row]]
 
 
-class Shape(NamedTuple):
-    """What a config says of a format: columns of plain rows, whether all turns of a dialogue are
-    wanted, the member that names a source, the file with the boxes of references, and the values
-    of members of entries that are wanted.
-    """
+class FormatParams(BaseModel):
+    """How entries are read."""
 
-    format: Format
-    columns: Mapping[str, str]
-    all_turns: bool
-    source: str
-    instances: str
-    only: Mapping[str, Sequence[str]]
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Format = Field(
+        description="`conversations`: LLaVA's (image, conversations), or messages. `coco`: COCO's"
+        " or Objects365's instances. `coco_captions`: COCO's captions. `refcoco`: references with"
+        " their sentences. `rows`: one object a record, its members named by `columns`.",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description="For `rows`: our column by the name of theirs; `image` names the picture, `box`"
+        " its place in pixels; a name that ends in `boxes` has a list of such boxes.",
+    )
+    boxes: Literal["corners", "sides"] = Field(
+        "corners",
+        description="What the boxes of `rows` are: left, top, right and bottom, or left, top, width"
+        " and height. COCO's forms have the latter.",
+    )
+    turns: Literal["all", "first"] = Field(
+        "all",
+        description="Of a dialogue: each question with its answer is a sample, or only the first"
+        " and the others are drops.",
+    )
+    source: str = Field(
+        "source",
+        description="Member of a conversation or row that names its source; without it, the"
+        " file's name is the source.",
+    )
+    instances: str = Field(
+        "",
+        description="For `refcoco`: key of the file in COCO's form that has the boxes, where the"
+        " references have none.",
+    )
+    only: dict[str, list[str]] = Field(
+        {},
+        description="Of entries, those whose members have one of these values: `split: [train]` of"
+        " references, `isfake: ['0']` of Objects365's regions. The others are drops.",
+    )
 
 
-def rows(store: Store, key: str, shape: Shape) -> Iterator[tuple[str, Row]]:
+def rows(store: Store, key: str, params: FormatParams) -> Iterator[tuple[str, Row]]:
     """(name, row) of a file: `key#3` is its fourth entry, `key#3.2` the second row of that.
 
     A row has `image`, perhaps `size`, `crowd`, `source`, and the columns of the format. One that
@@ -57,10 +86,10 @@ def rows(store: Store, key: str, shape: Shape) -> Iterator[tuple[str, Row]]:
     first: Exception | None = None
     good = 0
     try:
-        found, read = _opened(store, key, shape)
+        found, read = _opened(store, key, params)
         for number, entry in enumerate(found):
             try:
-                said = [*_unwanted(entry, shape.only)] or list(read(entry))
+                said = [*_unwanted(entry, params.only)] or list(read(entry))
             except WRONG as error:
                 first = first or error
                 said = [{"flaw": ("malformed_record", f"{type(error).__name__}: {error}")}]
@@ -73,7 +102,7 @@ def rows(store: Store, key: str, shape: Shape) -> Iterator[tuple[str, Row]]:
     if first and not good:
         said_of = f"{type(first).__name__}: {record_files.shown(str(first))}"
         raise ConfigError(
-            f"{key} is not of the format {shape.format} ({said_of}); see records.format"
+            f"{key} is not of the format {params.format} ({said_of}); see records.format"
         ) from None
 
 
@@ -85,13 +114,13 @@ def _unwanted(entry: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> It
             return
 
 
-def schema(shape: Shape) -> dict[str, Any]:
+def schema(params: FormatParams) -> dict[str, Any]:
     """Types of the columns of a format, beside those that all samples have."""
-    if shape.format in COLUMNS:
-        return COLUMNS[shape.format]
+    if params.format in COLUMNS:
+        return COLUMNS[params.format]
     return {
         name: pl.List(pl.Int64) if name == "box" or name.endswith(BOXES) else pl.String
-        for name in shape.columns
+        for name in params.columns
         if name not in ("image", "source")
     }
 
@@ -112,20 +141,20 @@ def text(value: str) -> str:
     return value.strip().encode("utf-8", "replace").decode()
 
 
-def _opened(store: Store, key: str, shape: Shape) -> tuple[Iterator[Any], Reader]:
+def _opened(store: Store, key: str, params: FormatParams) -> tuple[Iterator[Any], Reader]:
     """The entries of a file, and how one is read."""
     every = partial(record_files.entries, store)
-    if shape.format == "conversations":
-        return every(key), partial(_dialogue, shape)
-    if shape.format == "rows":
-        return every(key), partial(_plain_row, shape)
-    if shape.format == "coco_captions":
+    if params.format == "conversations":
+        return every(key), partial(_dialogue, params)
+    if params.format == "rows":
+        return every(key), partial(_plain_row, params)
+    if params.format == "coco_captions":
         return every(key, "annotations"), partial(_caption, _pictures(every(key, "images")))
-    if shape.format == "coco":
+    if params.format == "coco":
         pictures, names = _pictures(every(key, "images")), _classes(every(key, "categories"))
         return every(key, "annotations"), partial(_region, pictures, names)
     has_boxes = record_files.is_list(store, key)
-    beside = shape.instances or ("" if has_boxes else key)
+    beside = params.instances or ("" if has_boxes else key)
     boxes = Instances({}, {}, {})
     if beside:
         boxes = Instances(
@@ -166,7 +195,7 @@ def _region(pictures: Mapping[Any, Row], names: Mapping[Any, Any], entry: Any) -
     yield {
         **pictures.get(entry["image_id"], {}),
         "crowd": bool(entry.get("iscrowd")),
-        "box": _corners(entry["bbox"]),
+        "box": _pixels(entry["bbox"]),
         "class_name": text(names[entry["category_id"]]),
     }
 
@@ -186,30 +215,37 @@ def _reference(known: Instances, entry: Any) -> Iterator[Row]:
     called = entry.get("category") or known.classes.get(entry.get("category_id")) or said[0]
     yield {
         **known.pictures.get(entry.get("image_id"), own),
-        "box": _corners(box),
+        "box": _pixels(box),
         "class_name": text(called),
         "expression": said[0],
         "expressions": said,
     }
 
 
-def _corners(box: Any) -> list[int]:
-    """x, y, width, height to the whole pixels that they touch: left, top, right, bottom."""
-    left, top, width, height = (float(side) for side in box)
-    return [math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height)]
+def _pixels(box: Any, corners: bool = False) -> list[int]:
+    """The whole pixels that a box touches: left, top, right, bottom. Given as these, or as left,
+    top, width, height, which is COCO's way. Raises ValueError for shares of the picture.
+    """
+    left, top, right, bottom = (float(side) for side in box)
+    if not corners:
+        right, bottom = left + right, top + bottom
+    sides = (left, top, right, bottom)
+    if all(0 <= side <= 1 for side in sides) and not all(side.is_integer() for side in sides):
+        raise ValueError("a box from 0 to 1; pixels are wanted")
+    return [math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)]
 
 
-def _dialogue(shape: Shape, entry: Any) -> Iterator[Row]:
+def _dialogue(params: FormatParams, entry: Any) -> Iterator[Row]:
     """A row a question, with the answer that follows it. Rules of a system are no question."""
     turns = _turns(entry["conversations"] if "conversations" in entry else entry["messages"])
     said = [(SIDES[side], *_content(content)) for side, content in turns]
     named = _named(entry) or [name for _, _, names in said for name in names]
-    row = {"image": named[0] if named else None, "source": entry.get(shape.source)}
+    row = {"image": named[0] if named else None, "source": entry.get(params.source)}
     if len(set(named)) > 1:
         yield {"flaw": ("several_images", f"{len(set(named))} pictures")}
         return
     for at, (question, answer) in enumerate(_pairs(said)):
-        if at and not shape.all_turns:
+        if at and params.turns == "first":
             yield {"flaw": ("later_turn", f"turn {at + 1} of a dialogue")}
         else:
             yield {**row, "instruction": question, "response": answer}
@@ -266,23 +302,23 @@ def _pairs(said: Sequence[tuple[str, str, Any]]) -> Iterator[tuple[str | None, s
         yield question, None
 
 
-def _plain_row(shape: Shape, entry: Any) -> Iterator[Row]:
+def _plain_row(params: FormatParams, entry: Any) -> Iterator[Row]:
     """Members by the names of the config; what is empty is absent."""
     yield {
-        **({} if "source" in shape.columns else {"source": entry.get(shape.source)}),
-        **{ours: _value(ours, entry.get(theirs)) or None for ours, theirs in shape.columns.items()},
+        **({} if "source" in params.columns else {"source": entry.get(params.source)}),
+        **{
+            ours: _value(ours, entry.get(theirs), params.boxes == "corners") or None
+            for ours, theirs in params.columns.items()
+        },
     }
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: Any, corners: bool) -> Any:
     """A member of a plain row: texts as they are, a box as whole pixels, the rest as JSON."""
-    if name.endswith(BOXES):
-        boxes = [_value("box", box) for box in value or ()]
-        if any(len(box) != 4 for box in boxes):
-            raise ValueError(f"{name}: a box has four sides")
-        return [side for box in boxes for side in box]
     if name == "image" or value is None:
         return value
     if name == "box":
-        return [math.floor(side) for side in value[:2]] + [math.ceil(side) for side in value[2:]]
+        return _pixels(value, corners)
+    if name.endswith(BOXES):
+        return [side for box in value for side in _pixels(box, corners)]
     return text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

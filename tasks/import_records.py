@@ -4,18 +4,18 @@ import fnmatch
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from infra import corpus, record_formats, samples, tables, tombstones
 from infra.build import Build
 from infra.errors import ConfigError, PairmillError
 from infra.ledger import stage
 from infra.record_files import shown
-from infra.record_formats import BOXES, Format, Row, Shape, text
+from infra.record_formats import BOXES, FormatParams, Row, text
 from infra.schema import SCHEMAS
 from infra.tables import Table
 from infra.tombstones import Tombstones
@@ -29,60 +29,23 @@ INSIDE = "::"  # stands before the name that a picture has inside a container
 NOT_CONTENT = ("image", "size", "crowd", "source", "flaw")
 
 
-class ImportParams(BaseModel):
+class ImportParams(FormatParams):
     """Files of the corpus that hold records about its images."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     files: list[str] = Field(
         min_length=1,
         description="Keys of the files, `*` and `?` allowed: `.json`, `.jsonl`, `.parquet`.",
-    )
-    format: Format = Field(
-        description="`conversations`: LLaVA's (image, conversations), or messages. `coco`: COCO's"
-        " or Objects365's instances. `coco_captions`: COCO's captions. `refcoco`: references with"
-        " their sentences. `rows`: one object a record, its members named by `columns`.",
-    )
-    columns: dict[str, str] = Field(
-        {},
-        description="For `rows`: our column by the name of theirs; `image` names the picture, `box`"
-        " its left, top, right and bottom in pixels; a name that ends in `boxes` has a list of such"
-        " boxes.",
     )
     optional: list[str] = Field(
         [],
         description="Of `columns`, those that a record may leave out or empty; null there. Without"
         " any other one it is malformed.",
     )
-    turns: Literal["all", "first"] = Field(
-        "all",
-        description="Of a dialogue: each question with its answer is a sample, or only the first"
-        " and the others are drops.",
-    )
-    source: str = Field(
-        "source",
-        description="Member of a conversation or row that names its source; without it, the"
-        " file's name is the source.",
-    )
-    instances: str = Field(
-        "",
-        description="For `refcoco`: key of the file in COCO's form that has the boxes, where the"
-        " references have none.",
-    )
-    only: dict[str, list[str]] = Field(
-        {},
-        description="Of entries, those whose members have one of these values: `split: [train]` of"
-        " references, `isfake: ['0']` of Objects365's regions. The others are drops.",
-    )
     images: str = Field(
         "",
         description="Folder of the corpus in which the files name their pictures, or tars in which"
         " they do, `*` and `?` allowed; otherwise a name is a key, or the place beside the file.",
     )
-
-    def shape(self) -> Shape:
-        all_turns = self.turns == "all"
-        return Shape(self.format, self.columns, all_turns, self.source, self.instances, self.only)
 
 
 class Imported(NamedTuple):
@@ -134,7 +97,7 @@ def import_records(
     kept, lost = [_samples([], params)], [_drops([])]
     for key in listed:
         if key != params.instances:
-            rows = _judged(key, record_formats.rows(build.corpus, key, params.shape()), known)
+            rows = _judged(key, record_formats.rows(build.corpus, key, params), known)
             while part := list(islice(rows, ROWS)):
                 kept.append(_samples([row for row in part if "rule" not in row], params))
                 lost.append(_drops([row for row in part if "rule" in row]))
@@ -164,7 +127,7 @@ def _check_unchanged(build: Build, files: Table) -> None:
 
 
 def _samples(rows: list[Row], params: ImportParams) -> pl.DataFrame:
-    columns = {**samples.BASE, "source": pl.String, **record_formats.schema(params.shape())}
+    columns = {**samples.BASE, "source": pl.String, **record_formats.schema(params)}
     return pl.DataFrame(rows, {"name": pl.String, **columns}, orient="row")
 
 

@@ -61,7 +61,9 @@ def test_anything_anywhere_is_a_fate_or_one_line(imported, form, data):
     path = data.draw(st.sampled_from(list(places(GOOD[form]))))
     held = changed(GOOD[form], path, data.draw(HOSTILE))
     try:
-        found, lost = imported({"r.json": held}, format=form, columns=COLUMNS, images="images")
+        found, lost = imported(
+            {"r.json": json.dumps(held)}, format=form, columns=COLUMNS, images="images"
+        )
     except PairmillError as error:
         assert "r.json" in str(error) and "\n" not in str(error) and len(str(error)) < 600
     else:

@@ -166,6 +166,21 @@ def test_rows_by_the_names_of_their_members(imported):
     ]  # fmt: skip
 
 
+def test_boxes_in_rows_may_be_sides_as_in_coco(imported):
+    held = {"b.jsonl": lines({"i": "images/a.jpg", "b": [100.5, 10, 20, 30], "c": [[1, 2, 3, 4]]})}
+    columns = {"image": "i", "box": "b", "boxes": "c"}
+    [found], _ = imported(held, format="rows", columns=columns, boxes="sides")
+    assert (found["box"], found["boxes"]) == ([100, 10, 121, 40], [1, 2, 4, 6])
+
+
+@pytest.mark.parametrize("form", ["corners", "sides"])
+def test_boxes_that_are_shares_of_the_picture_are_no_pixels(imported, form):
+    held = {"b.jsonl": lines({"i": "images/a.jpg", "b": [0.1, 0.2, 0.5, 0.75]},
+                             {"i": "images/a.jpg", "b": [0, 0, 1, 1]})}  # fmt: skip
+    [_], [lost] = imported(held, format="rows", columns={"image": "i", "box": "b"}, boxes=form)
+    assert lost[1:] == ("malformed_record", "ValueError: a box from 0 to 1; pixels are wanted")
+
+
 def test_boxes_in_rows_are_corners(imported):
     row = {"i": "images/a.jpg", "b": [0.5, 1.5, 9.1, 8.0]}
     columns = {"image": "i", "box": "b"}
