@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from jinja2 import FileSystemLoader
 
 import flows.recipe
+from flows.absent import verify_absent
 from flows.config import load_config, open_build
+from flows.forget import Options, forget
 from flows.recipe import build_recipe, discover
+from infra.folder import FolderStore
 from tasks import ask_model
 from tests import mllm_answers, pictures
 from tests.faults.night import no_report
@@ -334,6 +338,20 @@ def test_money_ends_a_build_and_the_next_one_ends_where_a_full_one_does(world, t
     assert set(asked.paid.values()) <= {1}
     assert (whole["waiting"], whole["digest"]) == ({}, world.full["digest"])
     assert not json.loads(Path(whole["manifest"]).read_text())["partial"]
+
+
+def test_what_is_forgotten_is_nowhere_after_the_next_night(world, tmp_path):
+    shutil.copytree(world.folder / "store", tmp_path / "store")
+    store = FolderStore(str(tmp_path / "store"))
+    image = hashlib.sha256(AFTER["2.png"].data()).hexdigest()
+    list(forget(store, [image], None, Options(exact=True, purge=True)))
+    with server() as asked:
+        after = world.again(tmp_path, asked)
+    *_, read, out_of_reach = verify_absent(store)  # raises where anything is left
+    assert "1 forgotten images" in read and out_of_reach.startswith("out of reach")
+    assert not +Counter({name: after["work"][name] for name in WORK})
+    records = pl.read_parquet(Path(after["manifest"]).parent / "records/*.parquet")
+    assert records.height > 0 and image not in records["image_id"]
 
 
 def changed(bucket: Mapping[str, Shown], draw: random.Random) -> dict[str, Shown]:
