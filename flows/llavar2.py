@@ -93,13 +93,14 @@ def stages(run: Build, config: Llavar2Config, step: Any) -> Made:
 
 STORY = Story(
     "Text-rich pictures: a caption with more detail, or a question on what is written there and"
-    " one on how that is known. Scores are in millionths.",
+    " one on how that is known.",
     PICTURE,
     [("caption", "caption"), ("with detail", "caption_enriched"),
      ("asks", "q_e"), ("quotes", "a_e"), ("asks on", "q_s"), ("explains", "a_s")],
     [("caption by", "caption_origin"), ("text by", "ocr_origin"),
      ("mIFD", "mifd"), ("FFD", "ffd"), ("quoted from", "span_of")],
     by="part",
+    millionths=("mifd", "ffd"),
 )  # fmt: skip
 RECIPE = Recipe(
     "llavar2",

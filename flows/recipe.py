@@ -194,7 +194,8 @@ def build_recipe(
     pending = waiting(run, ran)
     if pending and not config.publish_partial and not run.planning:
         tidied = step(tidy)(run, config.dataset, made.seen.objects, False, keep, config.tidy)
-        return {**unpublished(run, config.dataset, pending), "tidied": tidied._asdict()}
+        waits = {"samples": sum(pending.values()), "tidied": tidied._asdict()}
+        return {**unpublished(run, config.dataset, pending), **waits}
     contents = Contents(
         recorded.records, fates.fates, made.seen.images, fates.eligible, made.seen.captions,
         made.seen.objects,

@@ -92,9 +92,9 @@ def stages(run: Build, config: RegionsConfig, step: Any) -> Made:
             {"image_id": ""},
             [("region", "region_caption"), ("around it", "context_caption"),
              ("whole", "global_caption")],
-            [("class", "class_name"), ("rank", "class_rank"), ("CLIP, millionths", "clip_score"),
-             ("copied, millionths", "region_caption_copied"), ("words", "region_caption_words")],
-            "box", "class_name",
+            [("class", "class_name"), ("rank", "class_rank"), ("CLIP", "clip_score"),
+             ("copied", "region_caption_copied"), ("words", "region_caption_words")],
+            "box", "class_name", millionths=("clip_score", "region_caption_copied"),
         ),
     )  # fmt: skip
 

@@ -179,7 +179,7 @@ def summary(build: Build, version: Version) -> dict[str, Any]:
         "fresh": version.fresh,
         "manifest": version.manifest,
         "report": version.report,
-        "fates": {fate: fates.get(fate, 0) for fate in OBJECT_FATES},
+        "fates": {fate: fates.get(fate, 0) for fate in dict.fromkeys((*OBJECT_FATES, *fates))},
         "pairs": version.counts["pairs"],
         "samples": sum(version.counts["fates"].get("sample", {}).values()),
         "records": version.counts["records"],
@@ -227,8 +227,9 @@ def tell_refused(refused: Refused) -> None:
 def outcome(result: Mapping[str, Any]) -> str:
     """What a run came to, in one line."""
     pending = result.get("waiting") or {}
+    what = "samples" if result.get("samples") else "pairs"
     waits = ", ".join(
-        f"{count:,} pairs wait for {PENDING[rule]}" for rule, count in pending.items()
+        f"{count:,} {what} wait for {PENDING[rule]}" for rule, count in pending.items()
     )
     if result["records"] is None:
         named = f"version {result['version']}" if result["version"] else "no version yet"

@@ -30,6 +30,7 @@ class Listed(NamedTuple):
     bytes: int | None
     change: str
     state: str
+    waiting: int = 0  # pairs or samples without an answer: above 0 the version is partial
 
 
 def listed(store: Store, dataset: str) -> list[Listed]:
@@ -77,6 +78,7 @@ def _row(manifest: Mapping[str, Any], before: Mapping[str, Any] | None, state: s
         sum(file["bytes"] for file in manifest["files"]),
         _in_a_word(manifest, before),
         state,
+        sum((manifest.get("partial") or {}).values()),
     )
 
 
@@ -118,7 +120,7 @@ def show(rows: list[Listed], refused: Mapping[str, Any] | None, console: Console
             row.digest[:12],
             *("" if n is None else f"{n:,}" for n in (row.records, row.images)),
             size,
-            Text(f"{row.state}: {row.change}".removesuffix(": ") if withheld else row.change),
+            Text(f"{row.state}: {row.change}".removesuffix(": ") if withheld else _told(row)),
         )
     console.print(table)
     latest = [row.number for row in rows if row.state == "latest"]
@@ -127,6 +129,10 @@ def show(rows: list[Listed], refused: Mapping[str, Any] | None, console: Console
         day = plain(str(refused.get("created", "?")), 40)[:16].replace("T", " ")
         by = versions.refused_by(refused)
         console.print(Text(f"the build of {day} was refused by {by}"), soft_wrap=True)
+
+
+def _told(row: Listed) -> str:
+    return f"partial, {row.waiting:,} wait; {row.change}" if row.waiting else row.change
 
 
 def _size(count: int) -> str:

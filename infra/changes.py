@@ -356,6 +356,7 @@ def _samples(old: Side, new: Side) -> pl.DataFrame:
     reason = _first(
         (added & has_image & pl.col("image_was").is_null(), "its image arrived"),
         (removed & has_image & pl.col("image_now").is_null(), f"its image {_gone(old, new)}"),
+        (now == "forgotten_image", "its image was forgotten"),
         (added, "a new record, or another answer about an old one"),
         (removed, "its record is gone, or has another answer"),
         (waited & ~waits, pl.format("answered now: {}", now)),

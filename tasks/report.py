@@ -233,6 +233,7 @@ def render(
     spaces, album = _spaces(build, lists, bands), Album()
     page = {
         "m": manifest,
+        "of": "pair",
         "sections": SECTIONS,
         "figures": [(title, manifest["counts"][name]) for name, title in FIGURES],
         "refused": manifest.get("refused"),
@@ -261,7 +262,7 @@ class Story(NamedTuple):
     original), drawn on the first picture; texts in turn as (who, column); facts as (name, column);
     a column whose values take turns in the gallery; a column of a map over the first picture, as
     rows of integers, with its height and width; whether that map lies over the square which the
-    picture was padded to.
+    picture was padded to; columns among the facts that are in millionths.
     """
 
     says: str
@@ -272,6 +273,7 @@ class Story(NamedTuple):
     by: str | None = None
     map: tuple[str, str, str] | None = None
     padded: bool = False
+    millionths: Sequence[str] = ()
 
 
 def render_samples(
@@ -289,13 +291,15 @@ def render_samples(
         "figures": [
             ("objects", manifest["counts"]["objects"]),
             ("images", manifest["counts"]["images"]),
-            ("samples", sum(manifest["counts"]["fates"].get("sample", {}).values())),
+            ("samples", _balance(manifest)["total"]),
             ("records", manifest["counts"]["records"]),
         ],
         "refused": manifest.get("refused"),
         "story": story,
         "gallery": [_shown(row, story, known, album) for row in _drawn(rows, story.by)],
         "since": _since_samples(manifest),
+        "balance": _balance(manifest),
+        "of": "sample",
         "seconds": _seconds(manifest),
         "bills": _bills(manifest),
         "currency": manifest.get("currency"),
@@ -338,8 +342,23 @@ def _shown(
              "height": height, "map": heat}
         )  # fmt: skip
     turns = [(who, str(row[column])) for who, column in story.turns if row.get(column)]
-    facts = [(name, str(row[column])) for name, column in story.facts if row[column] is not None]
+    facts = [
+        (name, _cosine(row[column]) if column in story.millionths else str(row[column]))
+        for name, column in story.facts
+        if row[column] is not None
+    ]
     return {"id": row["sample_id"], "pictures": pictures, "turns": turns, "facts": facts}
+
+
+def _balance(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Samples that came in, and those made on the way, by branching and splitting: in all, as many
+    as there are records and drops.
+    """
+    fates = manifest["counts"]["fates"].get("sample", {})
+    total, recorded = sum(fates.values()), fates.get("recorded", 0)
+    _, left, lost = next(iter(manifest["yields"]), ("", 0, {}))
+    came = left + sum(lost.values())
+    return {"total": total, "came": came, "made": total - came, "dropped": total - recorded}
 
 
 def _boxes(value: Any) -> list[list[int]]:
@@ -353,7 +372,7 @@ def _since_samples(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     if not said or said.get("unreadable"):
         return said
     empty: dict[str, Any] = {"unreadable": None, "added": [], "removed": []}
-    return {**empty, **said, "totals": _totals(said["changes"])}
+    return {**empty, **said, "totals": _totals(said["changes"], "sample")}
 
 
 def _facts(build: Build, contents: Contents, survivors: Table, pairs: Table | None) -> Facts:
@@ -707,7 +726,7 @@ def _since(
         for row in found[change]:
             album.want(row["query"])
             album.want(row["target"])
-    return {"unreadable": None, **said, **found, "totals": _totals(said["changes"])}
+    return {"unreadable": None, **said, **found, "totals": _totals(said["changes"], "pair")}
 
 
 def _in_turn(rows: pl.DataFrame) -> pl.DataFrame:
@@ -716,9 +735,10 @@ def _in_turn(rows: pl.DataFrame) -> pl.DataFrame:
     return ordered.sort("turn", "reason", "id").head(CAME_AND_WENT)
 
 
-def _totals(counted: Sequence[Sequence[Any]]) -> dict[str, dict[str, int]]:
-    """level -> change -> count."""
-    totals: dict[str, dict[str, int]] = {level: {} for level in changes.LEVELS}
+def _totals(counted: Sequence[Sequence[Any]], of: str) -> dict[str, dict[str, int]]:
+    """level -> change -> count, of a version of pairs or samples."""
+    levels = ("object", "image", of, "record")
+    totals: dict[str, dict[str, int]] = {level: {} for level in levels}
     for level, change, _, count in counted:
         totals[level][change] = totals[level].get(change, 0) + count
     return totals

@@ -164,6 +164,10 @@ def _is_balanced(result):
         "no_such_image": 1, "duplicate_pair": 1, "extreme_aspect": 1, "malformed_record": 1,
         "repeated_text": 1, "not_related": 1, "unfaithful": 17,
     }  # fmt: skip
+    for file in ("report.html", "README.md"):
+        said = (Path(result["manifest"]).parent / file).read_text("utf-8")
+        assert "73 samples came in, and 1 more was made of them on the way" in said
+        assert "Of 74 in all, 51 are records and 23 were dropped" in said
 
 
 def _says_why(result):

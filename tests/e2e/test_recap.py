@@ -7,11 +7,16 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from flows.absent import verify_absent
 from flows.config import load_config, open_build
 from flows.diff import as_json, compare
+from flows.forget import Options, forget
 from flows.plan import plan
 from flows.recap import RECIPE
 from flows.recipe import build_recipe, discover
+from flows.summary import outcome
+from flows.versions import listed
+from infra import corpus, versions
 from infra.errors import ConfigError
 from infra.store import Location, open_store
 from infra.versions import find_version
@@ -103,7 +108,7 @@ def _says_what_a_rule_took(store, first, stricter):
     )
 
 
-def test_a_plan_says_what_it_may_cost_and_what_is_paid(recap, config):
+def test_a_plan_says_what_it_may_cost_and_what_is_paid(recap, config, tmp_path):
     def planned(server, **model):
         asked = {**model.pop("endpoint", {}), "url": server.url, "model": "scripted"}
         return plan(config(server, model={"endpoint": asked, **model}))
@@ -114,6 +119,9 @@ def test_a_plan_says_what_it_may_cost_and_what_is_paid(recap, config):
         assert (before.last, before.calls.kind) == (None, "unknown")
         result = recap(server, model={"budget": {"calls": 10}})
         left = planned(server, endpoint=prices, budget={"money": 3, "month": {"calls": 50}})
+    (version,) = listed(open_store(Location(uri=str(tmp_path / "store"))), "recap")
+    assert version.waiting == result["waiting"]["over_budget"]
+    assert outcome(result).endswith(f"{version.waiting} samples wait for the budget")
     # 10 are paid for. 128 tokens of output cost 1.28 thousandths, input that of at least its words.
     count = result["waiting"]["over_budget"]
     calls = left.items[0].calls
@@ -123,6 +131,24 @@ def test_a_plan_says_what_it_may_cost_and_what_is_paid(recap, config):
         "budget of a build: 3 EUR; beyond it questions wait",
         "budget of a month: 50 calls, of which 10.00 is spent; beyond it questions wait",
     ]
+
+
+def test_what_is_forgotten_is_in_no_sample_answer_or_table(recap, tmp_path):
+    with MllmServer() as server:
+        first = recap(server)
+        store = open_store(Location(uri=str(tmp_path / "store")))
+        row = versions.records(store, find_version(store, "recap", "1")).row(0, named=True)
+        name = corpus.object_id(row["key"], row["member"])
+        list(forget(store, [name], None, Options(exact=True, purge=True)))
+        second = recap(server)
+        assert server.counts.total() == first["records"] == second["records"] + 1
+    assert [(v.number, v.state) for v in listed(store, "recap")] == [
+        (1, "withdrawn"), (2, "latest"),
+    ]  # fmt: skip
+    # It raises where anything of it is left.
+    assert "for 1 forgotten images" in "".join(verify_absent(store))
+    held = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*.json*"))
+    assert row["recaption"].encode() not in held
 
 
 def test_recipes_are_found_and_misspelled_ones_are_told(few, tmp_path):
