@@ -1,7 +1,8 @@
 """Files of records, an entry at a time: JSON of any size, JSON lines, Parquet.
 
 What must fit into memory is an entry, not a file: COCO's instances are 450 MB in one object,
-Objects365's several GB.
+Objects365's several GB. The standard library decodes them over a window: unlike ijson it reads all
+that Python writes, NaN as well, and an entry has a bound.
 """
 
 import io

@@ -83,27 +83,31 @@ def rows(store: Store, key: str, params: FormatParams) -> Iterator[tuple[str, Ro
     can't be used has `flaw`, a rule and what decided. Raises ConfigError where the file as a whole
     is not of the format.
     """
-    first: Exception | None = None
-    good = 0
+    first, good = None, 0
     try:
         found, read = _opened(store, key, params)
         for number, entry in enumerate(found):
-            try:
-                said = [*_unwanted(entry, params.only)] or list(read(entry))
-            except WRONG as error:
-                first = first or error
-                said = [{"flaw": ("malformed_record", f"{type(error).__name__}: {error}")}]
-            else:
-                good += 1
+            said, error = _said(entry, read, params)
+            first, good = first or error, good + (error is None)
             for part, row in enumerate(said, 1):
                 yield f"{key}#{number}" + (f".{part}" if part > 1 else ""), row
     except WRONG as error:
-        first, good = error, 0
+        raise _not_of(key, params, error) from None
     if first and not good:
-        said_of = f"{type(first).__name__}: {record_files.shown(str(first))}"
-        raise ConfigError(
-            f"{key} is not of the format {params.format} ({said_of}); see records.format"
-        ) from None
+        raise _not_of(key, params, first)
+
+
+def _said(entry: Any, read: Reader, params: FormatParams) -> tuple[Sequence[Row], Exception | None]:
+    """The rows of an entry, and what is wrong with one that is not of the format."""
+    try:
+        return [*_unwanted(entry, params.only)] or list(read(entry)), None
+    except WRONG as error:
+        return [{"flaw": ("malformed_record", f"{type(error).__name__}: {error}")}], error
+
+
+def _not_of(key: str, params: FormatParams, error: Exception) -> ConfigError:
+    said = f"{type(error).__name__}: {record_files.shown(str(error))}"
+    return ConfigError(f"{key} is not of the format {params.format} ({said}); see records.format")
 
 
 def _unwanted(entry: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> Iterator[Row]:
@@ -153,8 +157,8 @@ def _opened(store: Store, key: str, params: FormatParams) -> tuple[Iterator[Any]
     if params.format == "coco":
         pictures, names = _pictures(every(key, "images")), _classes(every(key, "categories"))
         return every(key, "annotations"), partial(_region, pictures, names)
-    has_boxes = record_files.is_list(store, key)
-    beside = params.instances or ("" if has_boxes else key)
+    alone = record_files.is_list(store, key)
+    beside = params.instances or ("" if alone else key)
     boxes = Instances({}, {}, {})
     if beside:
         boxes = Instances(
@@ -162,7 +166,7 @@ def _opened(store: Store, key: str, params: FormatParams) -> tuple[Iterator[Any]
             _classes(every(beside, "categories")),
             {row["id"]: row["bbox"] for row in every(beside, "annotations")},
         )
-    return every(key, None if has_boxes else "refs"), partial(_reference, boxes)
+    return every(key, None if alone else "refs"), partial(_reference, boxes)
 
 
 class Instances(NamedTuple):
