@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows.reasons import UNTOUCHED, Models, ReasonParams, reasons
+from flows.reasons import UNTOUCHED, Models, ReasonParams, Thinker, reasons
 from flows.recipe import Made, Recipe, RecipeConfig, imported, known, run_recipe
 from infra.build import Build
 from tasks.ask_model import Answer, Asking, ModelParams, Question, ask_model
@@ -31,7 +31,6 @@ class Screened(Answer):
 
 
 SCREEN = Question("honeypipe/screen", Screened, {"image_id": "Picture"}, ("instruction",))
-LONG_TOKENS = 4_096
 SOUND = tuple(Rule(f"not_{is_}", is_, "is", True) for is_ in ("logical", "answerable", "related"))
 
 
@@ -57,10 +56,8 @@ class HoneypipeConfig(RecipeConfig):
     )
     cleaning: PromptCleaning = PromptCleaning()
     reasons: ReasonParams = ReasonParams()
-    long: ModelParams | None = Field(
-        None,
-        description="Model of the long loop, a stronger one in the paper; null: `model`, with"
-        f" answers of {LONG_TOKENS} tokens. The source gives no bound; our own default.",
+    long: Thinker | None = Field(
+        None, description="Model of the long loop, a stronger one in the paper; null: `model`."
     )
     judge: ModelParams | None = Field(
         None, description="Model that compares answers, as `model` in the paper; null: `model`."
@@ -81,7 +78,7 @@ def stages(run: Build, config: HoneypipeConfig, step: Any) -> Made:
     sound = step(filter_samples)(run, screened.samples, Rules(SOUND))
     bypass = step(route_samples)(run, sound.samples, Route("domain", config.bypass))
     clean = step(clean_prompts)(run, bypass.others, config.cleaning)
-    long = config.long or config.model.model_copy(update={"max_tokens": LONG_TOKENS})
+    long = config.long or config.model.model_copy(update={"max_tokens": Thinker().max_tokens})
     models = Models(config.model, long, config.judge or config.model)
     found = reasons(run, clean.samples, seen, models, config.reasons, step)
     untouched = step(compose_texts)(run, bypass.samples, UNTOUCHED)

@@ -21,8 +21,15 @@ from tasks.filter_samples import Rule, Rules, filter_samples
 from tasks.join_samples import join_samples
 from tasks.route_samples import Route, route_samples
 
-# The marks around thoughts are for the record to set.
-Words = Annotated[str, AfterValidator(lambda text: re.sub(r"</?think>", "", text).strip())]
+
+def without_marks(text: str) -> str:
+    """A text without the marks around thoughts, which are for the record to set."""
+    while (less := re.sub("</?think>", "", text)) != text:
+        text = less
+    return text.strip()
+
+
+Words = Annotated[str, AfterValidator(without_marks)]
 
 
 class Short(Answer):
@@ -49,6 +56,15 @@ WITH_LONG = Composition(
     {**NEW, "response": "<think>\n{think}\n</think>\n\n{conclusion}", "cot_level": "long"},
     (ASKED, "reasoning"),
 )
+
+
+class Thinker(ModelParams):
+    """The model of the long loop."""
+
+    max_tokens: int = Field(
+        4_096, ge=1, description="Tokens of thoughts and answer. Not given in the source; our own"
+        " default. A model in process needs as many `local.max_new_tokens`.",
+    )  # fmt: skip
 
 
 class ReasonParams(BaseModel):

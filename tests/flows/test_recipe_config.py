@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from flows.config import load_config
+from flows.honeypipe import HoneypipeConfig
 from flows.recap import RecapConfig
 from flows.recipe import RecipeConfig, discover, embedder
 from infra.errors import ConfigError
@@ -46,6 +47,12 @@ def test_a_model_in_process_lies_beside_the_config_and_is_published_without_plac
 )
 def test_a_config_that_names_its_model_keeps_the_settings_of_the_recipe(recipe, tokens):
     assert load_config(ROOT / f"sample/recipes/{recipe}.yaml").model.max_tokens == tokens
+
+
+def test_a_stronger_model_for_the_long_loop_has_room_for_its_thoughts():
+    config = load_config(ROOT / "sample/recipes/honeypipe.yaml").model_dump(mode="json")
+    config["long"] = {"local": {"name": "thinker"}}
+    assert HoneypipeConfig(**config).long.max_tokens == 4_096
 
 
 def test_a_model_that_is_not_named_is_told_in_one_line():

@@ -88,6 +88,8 @@ def test_facts_and_descriptions_are_judged_differently():
 def test_marks_around_thoughts_are_set_by_the_record_alone():
     said = reasons.LONG.answer(think="<think>So.</think> And so on.", conclusion=" 4 ")
     assert said.model_dump() == {"think": "So. And so on.", "conclusion": "4"}
+    nested = reasons.LONG.answer(think="<th<think>ink>No.</</think>think>", conclusion="4")
+    assert nested.think == "No."
 
 
 # LLaVAR-2 ------------------------------------------------------------------------------------
