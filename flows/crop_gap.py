@@ -60,9 +60,9 @@ class CropGapConfig(RecipeConfig):
 
 
 PARTS = {"global_view": "the picture", "part_view": "the part"}
-AT_FULL = Question("crop_gap/answer", Answered, {"image_id": ""}, ("question",), on_flaw="null")
-AT_A_LEVEL = Question("crop_gap/answer", Answered, {"view": ""}, ("question",), on_flaw="null")
-WITH_PART = Question("crop_gap/answer_with_part", Answered, PARTS, ("question",), on_flaw="null")
+AT_FULL = Question("crop_gap/answer", Answered, {"image_id": ""}, ("question",))
+AT_A_LEVEL = Question("crop_gap/answer", Answered, {"view": ""}, ("question",))
+WITH_PART = Question("crop_gap/answer_with_part", Answered, PARTS, ("question",))
 STORY = Story(
     "Questions that the model answers at full resolution and no longer at a lower one, with the"
     " boxes that hold what it then needs: the smallest, and its context.",

@@ -51,14 +51,15 @@ class Checked(NamedTuple):
 def check_gap(
     build: Build, given: Table, answers: Table, unanswered: Table, params: GapCheck
 ) -> Checked:
-    """gap = right_with_crop - right_with_noise, as the sample's `answer` has it.
+    """gap = right_with_crop - right_with_noise, as the sample's `answer` has it. A sample without a
+    usable answer to either is a drop that says why.
 
     Source: LFPC's test by replacement (arXiv 2603.27494).
     """
     asked = tables.frame(build.store, answers, ["sample", "kind", "said"])
     said = {(sample, kind): text for sample, kind, text in asked.iter_rows()}
-    pending = tables.frame(build.store, unanswered, ["id", "rule"])
-    waiting = {name.rpartition("@")[0]: rule for name, rule in pending.iter_rows()}
+    lost = tables.frame(build.store, unanswered, ["id", "rule"])
+    lacking = {name.rpartition("@")[0]: rule for name, rule in lost.iter_rows()}
     rows = tables.frame(build.store, given)
     found: list[dict[str, Any]] = []
     drops: list[dict[str, Any]] = []
@@ -68,7 +69,7 @@ def check_gap(
             for kind in ("crop", "noise")
         ]
         gap = None if None in right else int(bool(right[0])) - int(bool(right[1]))
-        rule = waiting.get(name) or _fate(right, params)
+        rule = lacking.get(name) or _fate(right, params)
         if rule:
             drops.append({"id": name, "rule": rule, "value": gap, "detail": "gap"})
         found.append({"sample_id": name, **dict(zip(COLUMNS, (*right, gap), strict=True))})

@@ -92,11 +92,11 @@ def select_resolution(
     build: Build, given: Table, answers: Table, unanswered: Table, params: Selection
 ) -> Selected:
     """Fold the answers at all levels into their sample. `given` has image_id, width, height, what
-    was `said` of the original, and whether that is `right`; a null answer is none. `answers` are
-    those below the original, of samples that are right there. A sample of which a level still waits
-    is a drop that says what for.
+    was `said` of the original, and whether that is `right`. `answers` are those below the original,
+    of samples that are right there. A sample of which a level has no usable answer (cut, refused,
+    or awaited) is a drop that says why: a model that stumbles over the form has not diverged.
     """
-    waiting = {
+    lacking = {
         row["id"].rpartition("@")[0]: row["rule"]
         for row in tables.frame(build.store, unanswered, ["id", "rule"]).iter_rows(named=True)
     }
@@ -106,8 +106,8 @@ def select_resolution(
     drops: list[dict[str, Any]] = []
     for row in tables.frame(build.store, given).iter_rows(named=True):
         name = row["sample_id"]
-        if name in waiting:
-            drops.append({"id": name, "rule": waiting[name], "detail": "ladder"})
+        if name in lacking:
+            drops.append({"id": name, "rule": lacking[name], "detail": "ladder"})
             continue
         found = _selected(row, by_sample.get((name,), asked.clear()).to_dicts(), params)
         lost = _fate(found["reason"], params)

@@ -64,10 +64,11 @@ def test_the_gap_may_only_be_noted(build, given):
     assert drops == {}
 
 
-def test_one_answer_that_waits_makes_the_sample_wait(build, given):
-    waits = [{"id": "gap@noise", "rule": "endpoint_error", "detail": "answer_with_part"}]
-    kept, drops = checked(build, given, waits)
-    assert drops["gap"] == "endpoint_error"
+@pytest.mark.parametrize("rule", ["endpoint_error", "refused"])
+def test_noise_that_brought_no_answer_proves_no_gap(build, given, rule):
+    lost = [{"id": "gap@noise", "rule": rule, "detail": "answer_with_part"}]
+    kept, drops = checked(build, given, lost)
+    assert drops["gap"] == rule
     assert kept["sample_id"].to_list() == ["boxless"]
 
 

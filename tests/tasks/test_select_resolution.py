@@ -89,12 +89,11 @@ def test_what_the_settings_keep(script):
     assert levels["halfway"] == 768  # "a red car" is not "red" any more
 
 
-def test_a_level_that_waits_makes_its_sample_wait(build, script):
-    rows = samples.drops(
-        [{"id": "at once@64", "rule": "over_budget", "detail": "answer"}], "ask_model"
-    )
+@pytest.mark.parametrize("rule", ["over_budget", "truncated"])
+def test_a_level_without_an_answer_is_no_divergence(build, script, rule):
+    rows = samples.drops([{"id": "at once@64", "rule": rule, "detail": "answer"}], "ask_model")
     kept, drops = script(Selection(), samples.write_drops(build.store, rows))
-    assert drops["at once"] == ("over_budget", None)
+    assert drops["at once"] == (rule, None)
     assert "at once" not in kept["sample_id"]
 
 
