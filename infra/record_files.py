@@ -21,7 +21,7 @@ from infra.store import Store
 
 WINDOW = 4 << 20
 ENTRY = 64 << 20  # characters of one entry, or of a line
-PARQUET_ROWS = 256
+PARQUET_ROWS = 16  # a file of 2 KB may hold as many texts of 50 MB, by a dictionary
 DETAIL = 200
 BLANKS = re.compile(r"[ \t\n\r]*")
 # Where text ends in a token, the decoder complains this near to the end, or of an open string.
