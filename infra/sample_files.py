@@ -17,6 +17,8 @@ from infra.product import Product
 from infra.text import inert
 
 Files = Iterator[tuple[str, bytes]]
+# Scores of LLaVAR-2: our columns by the turn, of a pair's four, that the code names them by.
+SCORES = {"ifd": {0: "ifd_e", 2: "ifd_s"}, "vfd": {0: "vfd_e", 2: "vfd_s"}, "efd": {0: "ffd"}}
 SD_RPN_ROWS = 2_000  # of 576 cells: some 25 MB a file of JSON lines
 
 OF_IMAGE = ("image_id", "key", "member", "licence", "split")
@@ -86,8 +88,9 @@ def lines(rows: pl.DataFrame) -> Files:
 
 def captions_and_pairs(rows: pl.DataFrame) -> Files:
     """Captions as JSON lines, pairs of turns as LLaVA's conversations, one to a caption's image in
-    groups of four turns, and the scores of each, as github.com/llavar/LLaVAR-2 has them: `qa_id`
-    is the place of the question's turn, a score [numerator, denominator, ratio].
+    groups of four turns, and a file a score, as github.com/llavar/LLaVAR-2 has them: `qa_id` is the
+    place of the question's turn, of FFD (there `efd_score`) that of the first question's; a score
+    is [numerator, denominator, ratio]. `sample_id` is ours.
     """
     for split, part in _splits(rows):
         captions = part.filter(pl.col("of").is_null()).sort("sample_id")
@@ -96,8 +99,9 @@ def captions_and_pairs(rows: pl.DataFrame) -> Files:
         talks = [list(rows.iter_rows(named=True)) for _, rows in pairs.group_by(
             "of", maintain_order=True)]  # fmt: skip
         yield f"llava/{split}.json", _json([_talk(rows) for rows in talks])
-        scores = (line for rows in talks for line in _scores(rows))
-        yield f"scores/{split}.jsonl", _json_lines(scores)
+        for score in SCORES:
+            found = (line for rows in talks for line in _scores(rows, score))
+            yield f"scores/{score}-{split}.jsonl", _json_lines(found)
 
 
 def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,16 +116,12 @@ def _talk(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return _conversation(pairs[0]["of"], image, turns)
 
 
-def _scores(pairs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _scores(pairs: Sequence[Mapping[str, Any]], score: str) -> Iterator[dict[str, Any]]:
     for at, pair in enumerate(pairs):
-        for turn, side in ((4 * at, "e"), (4 * at + 2, "s")):
-            named = {f"{name}_score": f"{name}_{side}" for name in ("ifd", "vfd")}
-            named |= {"ffd_score": "ffd"} if side == "s" else {}
-            found = {
-                name: [part and part / 1e6 for part in (*pair[f"{column}_nll"], pair[column])]
-                for name, column in named.items()
-            }
-            yield {"id": pair["of"], "qa_id": turn, "sample_id": pair["sample_id"], **found}
+        for turn, column in SCORES[score].items():
+            found = [part and part / 1e6 for part in (*pair[f"{column}_nll"], pair[column])]
+            name = {"id": pair["of"], "qa_id": 4 * at + turn, "sample_id": pair["sample_id"]}
+            yield {**name, f"{score}_score": found}
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -166,15 +166,15 @@ def test_the_files_are_what_trainers_load(sample, cards):
     assert sum(len(talk["conversations"]) for talk in talks) == 4 * pairs.height
     assert all(len(talk["conversations"]) % 4 == 0 for talk in talks)
     assert len(trainers.rows(folder / "records/*.parquet")) == result["records"]
-    scores = [json.loads(line) for line in (folder / "scores/train.jsonl").open()]
-    assert len(scores) == 2 * pairs.height
     turns = {(talk["id"], at): turn for talk in talks
              for at, turn in enumerate(talk["conversations"])}  # fmt: skip
-    for line in scores:
-        assert turns[line["id"], line["qa_id"]]["from"] == "human"
-        assert ("ffd_score" in line) == (line["qa_id"] % 4 == 2)
-        numerator, denominator, ratio = line["vfd_score"]
-        assert ratio == pytest.approx(numerator / denominator, abs=1e-6)
+    for score, each in (("ifd", 2), ("vfd", 2), ("efd", 1)):
+        found = [json.loads(line) for line in (folder / f"scores/{score}-train.jsonl").open()]
+        assert len(found) == each * pairs.height
+        for line in found:
+            assert turns[line["id"], line["qa_id"]]["from"] == "human"
+            numerator, denominator, ratio = line[f"{score}_score"]
+            assert ratio == pytest.approx(numerator / denominator, abs=1e-6)
 
 
 def test_thresholds_route_by_scores_that_are_there(sample):

@@ -138,14 +138,19 @@ def test_pairs_of_a_caption_are_one_conversation_with_scores_by_turn():
         "Why?",
         "See < image>.",
     ]
-    scores = [json.loads(line) for line in files["scores/train.jsonl"].splitlines()]
-    assert [(line["id"], line["qa_id"], line["sample_id"]) for line in scores] == [
+    vfd, efd = (
+        [json.loads(line) for line in files[f"scores/{score}-train.jsonl"].splitlines()]
+        for score in ("vfd", "efd")
+    )
+    assert [(line["id"], line["qa_id"], line["sample_id"]) for line in vfd] == [
         ("c", 0, "p0"), ("c", 2, "p0"), ("c", 4, "p1"), ("c", 6, "p1")
     ]  # fmt: skip
-    assert [line.get("ffd_score") for line in scores] == [None, [3.0, 4.0, 0.75]] * 2
+    assert [(line["qa_id"], line["efd_score"]) for line in efd] == [
+        (0, [3.0, 4.0, 0.75]), (4, [3.0, 4.0, 0.75])
+    ]  # fmt: skip
 
 
 def test_captions_without_pairs_are_files_too():
     only = pl.DataFrame([{**CAPTION, "part": None, **dict.fromkeys(NLL)}])
     files = dict(captions_and_pairs(only))
-    assert json.loads(files["llava/train.json"]) == [] and not files["scores/train.jsonl"]
+    assert json.loads(files["llava/train.json"]) == [] and not files["scores/efd-train.jsonl"]
