@@ -258,7 +258,10 @@ def _dialogue(params: FormatParams, entry: Any) -> Iterator[Row]:
 
 
 def _turns(turns: Any) -> list[tuple[Any, Any]]:
-    """(side, content) of each; `datasets` may store a list of objects as an object of lists."""
+    """(side, content) of each. Parquet files may hold them as JSON, or, by `datasets`, as an object
+    of lists.
+    """
+    turns = json.loads(turns) if isinstance(turns, str) else turns
     if isinstance(turns, dict):
         side, content = _members(turns)
         return list(zip(turns[side], turns[content], strict=True))
@@ -318,11 +321,17 @@ def _plain_row(params: FormatParams, entry: Any) -> Iterator[Row]:
 
 
 def _value(name: str, value: Any, corners: bool) -> Any:
-    """A member of a plain row: texts as they are, a box as whole pixels, the rest as JSON."""
-    if name == "image" or value is None:
+    """A member of a plain row: texts as they are, a box as whole pixels, the rest as JSON. NaN is
+    what pandas writes for nothing.
+    """
+    if value in (None, [], {}) or value != value:
+        return None
+    if name == "image":
         return value
     if name == "box":
         return _pixels(value, corners)
     if name.endswith(BOXES):
         return [side for box in value for side in _pixels(box, corners)]
-    return text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return text(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    )

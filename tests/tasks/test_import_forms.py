@@ -81,6 +81,14 @@ def test_dialogues_that_datasets_stored_as_an_object_of_lists(imported):
     assert (row["instruction"], row["response"]) == ("What?", "A dog.")
 
 
+def test_dialogues_that_a_column_holds_as_json(imported):
+    talk = '[{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]'
+    data = parquet({"image": ["images/a.jpg"] * 2, "messages": [talk, "A dog."]})
+    [row], [lost] = imported({"t.parquet": data}, format="conversations")
+    assert (row["instruction"], row["response"]) == ("What?", "A dog.")
+    assert lost[1] == "malformed_record"
+
+
 def test_a_source_that_entries_name(imported):
     talk = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
     entries = [{"image": f"images/{name}.jpg", "conversations": talk, "source": source}

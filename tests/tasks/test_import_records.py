@@ -166,6 +166,26 @@ def test_rows_by_the_names_of_their_members(imported):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("empty", ["", " \n", None, [], float("nan")])
+def test_what_is_empty_is_absent(imported, empty):
+    row = {"picture": "images/a.jpg", "q": "Which?", "a": empty}
+    [found], _ = imported(
+        {"q.jsonl": lines(row)}, format="rows", columns=COLUMNS, optional=["answer"]
+    )
+    assert (found["question"], found["answer"]) == ("Which?", None)
+    _, [lost] = imported({"q.jsonl": lines(row)}, format="rows", columns=COLUMNS)
+    assert lost[1:] == ("malformed_record", "answer")
+
+
+def test_numbers_that_are_none_are_no_text(imported):
+    row = {"picture": "images/a.jpg", "q": "Which?"}
+    held = {
+        "q.jsonl": lines({**row, "a": [float("nan")]}, {**row, "a": float("inf")}, {**row, "a": 2})
+    }
+    [found], lost = imported(held, format="rows", columns=COLUMNS)
+    assert found["answer"] == "2" and [rule for _, rule, _ in lost] == ["malformed_record"] * 2
+
+
 def test_boxes_in_rows_may_be_sides_as_in_coco(imported):
     held = {"b.jsonl": lines({"i": "images/a.jpg", "b": [100.5, 10, 20, 30], "c": [[1, 2, 3, 4]]})}
     columns = {"image": "i", "box": "b", "boxes": "c"}
