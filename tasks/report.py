@@ -70,6 +70,7 @@ SAMPLE_SECTIONS = (
     ("licences", "Licences"),
 )
 GALLERY = 24  # records of a recipe that are shown
+SHOWN_SECONDS = 0.05
 # What is kept after the fates in the list have left, in the order of the stages.
 OBJECT_STEPS = (
     ("objects listed", ()),
@@ -763,4 +764,8 @@ def _course(course: drift.Course) -> dict[str, Any]:
 
 
 def _seconds(manifest: Mapping[str, Any]) -> Sequence[tuple[str, float]]:
-    return [(stage, float(spent)) for stage, spent in manifest["seconds"].items()]
+    """Seconds of each stage; those too short to show together."""
+    spent = {stage: float(seconds) for stage, seconds in manifest["seconds"].items()}
+    long = [(stage, seconds) for stage, seconds in spent.items() if seconds >= SHOWN_SECONDS]
+    rest = [seconds for seconds in spent.values() if seconds < SHOWN_SECONDS]
+    return [*long, (f"{len(rest)} shorter", sum(rest))] if len(rest) > 1 else [*spent.items()]
