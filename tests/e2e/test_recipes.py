@@ -68,7 +68,7 @@ class Case:
 
 def cases(tiny: dict[str, Path]) -> dict[str, Case]:
     """By name; thresholds are such that some samples pass and some do not."""
-    looking = {"name": str(SAMPLE / "models/looking"), "device": "cpu", "batch_size": 1}
+    looking = {"name": str(SAMPLE / "models/looking"), "device": "cpu"}
     qwen = {"name": str(tiny["qwen"]), "device": "cpu", "max_pixels": 4096}
     lax = {f"{name}_least": 1 for name in ("solvability", "clarity", "hallucination", "nonsense")}
     return {

@@ -31,7 +31,7 @@ SECTIONS = {
     "questions": {"modes": {"scenes/": "natural", "signs/": "textual"}},
     "model": {
         "max_tokens": 128,
-        "local": {"name": str(SAMPLE / "models/looking"), "device": "cpu", "batch_size": 1},
+        "local": {"name": str(SAMPLE / "models/looking"), "device": "cpu"},
     },
     "attention": {"heads": {"natural": HEADS, "textual": HEADS}},
 }

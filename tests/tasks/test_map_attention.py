@@ -34,7 +34,7 @@ QUESTIONS = ("What is it?", "Where is the red one? It may be behind the others."
 
 
 def params(folder, heads=None, **changed):
-    local = LocalModel(name=str(folder), device="cpu", batch_size=2)
+    local = LocalModel(name=str(folder), device="cpu")
     chosen = {mode: HeadsParams(**heads) for mode in ("natural", "textual")} if heads else {}
     return MapParams(local=local, square_pixels=112 * 112, heads=chosen, max_tokens=16, **changed)
 
@@ -314,6 +314,32 @@ def test_another_model_other_heads_and_another_size_look_anew(build, looking, ti
     found = [map_attention(build, given, objects, some) for some in (looking, *others)]
     assert build.work["maps_made"] == 4
     assert len({json.dumps(rows(build, one.maps)[0]["grounding"]) for one in found}) == 4
-    paced = looking.local.model_copy(update={"batch_size": 5, "batches": 7})
-    map_attention(build, given, objects, looking.model_copy(update={"local": paced}))
+    paced = {"at_once": 3, "local": looking.local.model_copy(update={"batches": 7})}
+    map_attention(build, given, objects, looking.model_copy(update=paced))
     assert build.work["maps_made"] == 4
+
+
+def forget_all(build):
+    for stat in list(build.store.list("ledger/map_attention/")):
+        build.store.delete(stat.key)
+
+
+def test_a_map_hangs_on_its_sample_alone_whatever_else_is_asked(build, tiny_mllms):
+    alone, asks = params(tiny_mllms["qwen"]), [(n, q) for n in (0, 2) for q in QUESTIONS]
+    objects = corpus(build)
+    together = maps_of(build, map_attention(build, asked(build, *asks), objects, alone))
+    for item in asks:
+        forget_all(build)
+        (one,) = rows(build, map_attention(build, asked(build, item), objects, alone).maps)
+        assert one == together[one["map_id"]]
+
+
+def test_several_may_be_looked_at_together_and_their_maps_are_near(build, tiny_mllms):
+    asks, objects = [(0, q) for q in QUESTIONS], corpus(build)
+    given = asked(build, *asks)
+    first = maps_of(build, map_attention(build, given, objects, params(tiny_mllms["qwen"])))
+    forget_all(build)
+    several = params(tiny_mllms["qwen"], at_once=3)
+    for name, made in maps_of(build, map_attention(build, given, objects, several)).items():
+        assert made["answer"] == first[name]["answer"]
+        assert np.allclose(made["grounding"], first[name]["grounding"], atol=1_000)
