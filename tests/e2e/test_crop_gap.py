@@ -185,6 +185,24 @@ def test_a_crop_that_brings_nothing_is_no_sample(crop_gap):
     assert fates_of(kept)["recorded"] == 10
 
 
+@pytest.mark.parametrize(
+    ("shown", "fates"),
+    [
+        (2, {"recorded": 2, "truncated": 8, "hard_pool": 2, "never_diverges": 2}),
+        (1, {"truncated": 14}),
+    ],
+)
+def test_an_answer_that_breaks_off_is_a_fate_and_no_evidence(crop_gap, shown, fates):
+    """Neither that a picture is too small, nor that noise in place of a crop does not help."""
+
+    def stumbling(request):
+        return "truncated" if len(reading.pictures(request)) == shown else "reads"
+
+    with MllmServer(rule=stumbling) as server:
+        changed = {"crops": {"tokens": 512}} if shown == 2 else {"model": {"seed": 2}}
+        assert fates_of(crop_gap(server, **changed)) == fates
+
+
 def test_a_budget_leaves_samples_waiting(crop_gap):
     with MllmServer(rule=reading.rule) as server:
         least = crop_gap(server, model={"seed": 1, "budget": {"calls": 10}})
