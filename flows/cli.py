@@ -61,9 +61,10 @@ def _run(config: Path, changes: list[str]) -> dict[str, Any]:
     from flows.config import load_config
     from flows.step import prefect_environment
 
-    parsed = load_config(config, changes)
+    # First of all: looking for recipes imports Prefect, which reads its settings as it comes in.
     for name, value in prefect_environment().items():
         os.environ.setdefault(name, value)
+    parsed = load_config(config, changes)
     if hasattr(parsed, "recipe"):
         from flows.recipe import find
 

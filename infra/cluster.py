@@ -407,6 +407,7 @@ def _started(
 
     threads = str(max(1, CPU_COUNT // workers // params.threads_per_worker))
     with ExitStack() as stack:
+        stack.enter_context(_silent("distributed"))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pairmill-"))
         stack.enter_context(dask.config.set(_worker_config(threads)))
         with _kept_environment():
@@ -421,6 +422,18 @@ def _started(
                 **options,
             )
         yield stack.enter_context(cluster)
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """No words of a library, whoever's handlers they would reach: `silence_logs` knows its own."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _up(kind: Callable[..., Any], **options: Any) -> Any:

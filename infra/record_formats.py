@@ -102,11 +102,16 @@ def _said(entry: Any, read: Reader, params: FormatParams) -> tuple[Sequence[Row]
     try:
         return [*_unwanted(entry, params.only)] or list(read(entry)), None
     except WRONG as error:
-        return [{"flaw": ("malformed_record", f"{type(error).__name__}: {error}")}], error
+        return [{"flaw": ("malformed_record", _of(error))}], error
+
+
+def _of(error: Exception) -> str:
+    """What was wrong with an entry: a member or id that is missing by its name, or the error."""
+    return f"lacks {error}" if type(error) is KeyError else f"{type(error).__name__}: {error}"
 
 
 def _not_of(key: str, params: FormatParams, error: Exception) -> ConfigError:
-    said = f"{type(error).__name__}: {record_files.shown(str(error))}"
+    said = record_files.shown(_of(error))
     return ConfigError(f"{key} is not of the format {params.format} ({said}); see records.format")
 
 

@@ -78,7 +78,7 @@ def meaning(params: ImportParams) -> Any:
 
 
 @stage(
-    version=5,
+    version=6,
     reads={"files": ("key", "stamp"), "objects": ("key", "member", "image_id"),
            "images": ("image_id", "width", "height")},
     meaning=meaning,

@@ -408,7 +408,8 @@ def _card(manifest: Mapping[str, Any], params: PublishParams, template: str = "c
         lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
     environment.filters |= {"markdown": markdown, "number": "{:,}".format}
-    title = params.title or f"{manifest['dataset']} pairs"
+    kind = " pairs" if template == "card.md" else ""
+    title = params.title or f"{manifest['dataset']}{kind}"
     splits = manifest["counts"]["splits"]
     return environment.get_template(template).render(
         m=manifest,

@@ -84,7 +84,7 @@ OBJECT_STEPS = (
     ("images in a record", ("unpaired",)),
 )
 MEANINGS = {
-    "metadata": "Files of captions: read, and no pictures.",
+    "metadata": "Files of captions or records: read, and no pictures.",
     "ignored": "Files that are neither pictures nor captions.",
     "forgotten": "Withdrawn on request.",
     "vanished": "Listed, but gone when they were to be read.",
@@ -97,6 +97,8 @@ MEANINGS = {
     "near_duplicate": "Nearly the same picture as a better one, which stays.",
     "low_clip_score": "The caption does not fit the picture well enough.",
     "unpaired": "Not query or target of any record.",
+    "recorded": "Their picture is in a record.",
+    "without_record": "A picture that can be used, and is in no record.",
     "reverse_kept": "The same pair the other way round stays.",
     "captions_say_nothing": "The two captions give no instruction.",
     "no_caption": "One of the two pictures has no caption.",

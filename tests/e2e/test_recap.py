@@ -69,6 +69,13 @@ def test_every_image_gets_a_caption_beside_its_own(recap):
     assert fates.filter(pl.col("level") == "sample")["fate"].value_counts().to_dicts() == [
         {"fate": "recorded", "count": result["records"]}
     ]
+    of_objects = {fate: count for fate, count in result["fates"].items() if count}
+    assert sum(of_objects.values()) == result["work"]["objects_listed"]
+    report, card = (folder / "report.html").read_text(), (folder / "README.md").read_text()
+    for fate, count in of_objects.items():
+        assert f'{fate.replace("_", " ")}</th><td class="right">{count:,}</td>' in report
+    assert "A detailed caption for every image, beside its own. Made by Pairmill" in card
+    assert "pairs" not in card
 
 
 def test_a_stricter_rule_asks_nothing_and_a_longer_answer_everything(recap, config, tmp_path):

@@ -136,6 +136,13 @@ def test_workers_share_the_cores_and_the_driver_keeps_its_own(pool):
         assert environment("OPENBLAS_NUM_THREADS") == own
 
 
+def test_a_cluster_says_nothing_to_the_handlers_of_others(caplog):
+    caplog.set_level("INFO")
+    with open_pool(ClusterParams(workers=1)) as fresh:
+        assert dict(fresh.map(double, [(1,)])) == {(1,): [2]}
+    assert [record for record in caplog.records if record.name.startswith("distributed")] == []
+
+
 def test_what_an_earlier_cluster_left_in_the_environment_binds_no_later_one(monkeypatch):
     from dask.system import CPU_COUNT
 
