@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.config import load_config
+from flows.config import BuildConfig, load_config
 from infra.errors import ConfigError, PairmillError
 from infra.store import Location, Store, open_store
 from infra.versions import find_version, refused, refused_folder, version_folder
@@ -20,6 +20,17 @@ def open_dataset(config: Path | None, store: str | None, dataset: str | None) ->
     if not store or not dataset:
         raise ConfigError("name a dataset: give -c CONFIG, or --store URI and --dataset NAME")
     return open_store(Location(uri=store)), dataset
+
+
+def load_pairs(config: Path, changes: Sequence[str]) -> BuildConfig:
+    """The config of a recipe of pairs. Raises ConfigError for one of samples."""
+    parsed = load_config(config, changes)
+    if not isinstance(parsed, BuildConfig):
+        raise ConfigError(
+            f"{config}: the recipe {parsed.recipe!r} makes samples, and this command is about "
+            "pairs; give the config of a build"
+        )
+    return parsed
 
 
 def fetch_report(

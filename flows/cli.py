@@ -351,10 +351,10 @@ def attack(
 ) -> None:
     """Try a fixed set of attacks on labeller and judge; the next version's report tells of it."""
     from flows import attack as attacking
-    from flows.config import load_config
+    from flows.answers import load_pairs
 
     try:
-        attacking.show(attacking.measure(load_config(config, changes or []), pairs), _wide())
+        attacking.show(attacking.measure(load_pairs(config, changes or []), pairs), _wide())
     except PairmillError as error:
         _fail(error)
 
@@ -371,11 +371,11 @@ def gold_serve(
     import getpass
 
     from flows import gold
-    from flows.config import load_config
+    from flows.answers import load_pairs
     from flows.gold_page import served
 
     try:
-        desk = gold.open_desk(load_config(config, changes or []), count, who or getpass.getuser())
+        desk = gold.open_desk(load_pairs(config, changes or []), count, who or getpass.getuser())
         page = served(desk, port)
     except PairmillError as error:
         _fail(error)
@@ -391,10 +391,10 @@ def gold_serve(
 def gold_agree(config: Config, changes: Changes = None) -> None:
     """Ask the judge about the gold set and say how well it agrees with people."""
     from flows import gold
-    from flows.config import load_config
+    from flows.answers import load_pairs
 
     try:
-        parsed = load_config(config, changes or [])
+        parsed = load_pairs(config, changes or [])
         gold.show(gold.agree(parsed), parsed, _wide())
     except PairmillError as error:
         _fail(error)

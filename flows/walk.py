@@ -133,9 +133,7 @@ class Walk:
         """Work of describe: files to read, images that lack something, captions to embed."""
         inputs = would.inputs
         if would.stage == "load models":
-            model = plain(str(inputs["model"]), 80)
-            why = f"changed model: {model} is new to this store, or its files are"
-            return Item("describe", why, self._seconds_of(1.0))
+            return Item("describe", _new_model(would), self._seconds_of(1.0))
         if "captions" in inputs:
             return Item("describe", f"{inputs['captions']:,} new captions to embed", None)
         if "forgotten" in inputs:
@@ -194,11 +192,17 @@ class Walk:
                 return stage(*given, **named)
             except WouldRun:
                 pass
-        inputs["params"] = pinned(inputs["params"], self.build)
-        means = settings(_plain(stage.meaning(inputs["params"])))
         every = self._records(stage.stage)
-        kin = [r for r in every if (r.get("params"), r.get("version")) == (means, stage.version)]
-        record, why, whole = self._cause(stage, inputs, means, kin, every, moved)
+        try:
+            inputs["params"] = pinned(inputs["params"], self.build)
+        except WouldRun as would:
+            kin, record, whole = list[dict[str, Any]](), every[-1] if every else None, True
+            why = _new_model(would)
+        else:
+            means = settings(_plain(stage.meaning(inputs["params"])))
+            same = (means, stage.version)
+            kin = [r for r in every if (r.get("params"), r.get("version")) == same]
+            record, why, whole = self._cause(stage, inputs, means, kin, every, moved)
         seconds = self._estimate(kin or every, whole)
         before = _outputs(stage, record)
         calls = self._calls(stage, bound, before if kin else None, moved)
@@ -385,6 +389,11 @@ class Walk:
     def _sources(self, value: Any) -> set[str]:
         """The stages with work to do whose results stand in for a value."""
         return {self.pending[id(t)] for _, t in tables_in((value,)) if id(t) in self.pending}
+
+
+def _new_model(would: WouldRun) -> str:
+    model = plain(str(would.inputs["model"]), 80)
+    return f"changed model: {model} is new to this store, or its files are"
 
 
 def asks(params: Any) -> AskParams | None:

@@ -106,6 +106,24 @@ def test_another_model_and_space_can_be_planned(plan, history):
     assert "publish" in stages
 
 
+def test_a_labeller_that_is_paid_is_counted_by_its_questions(plan):
+    endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m", "prices": {"input": 1, "output": 4}}
+    _, found = plan(labels={"labeller": "mllm", "endpoint": endpoint, "budget": {"tokens": 9}})
+    pairs = found.last["counts"]["pairs"]
+    calls = next(item.calls for item in found.items if item.stage == "label_pairs")
+    # Two questions a pair, either of which may have to be repaired.
+    assert (calls.stored, calls.plain, calls.most, calls.kind) == (
+        0,
+        2 * pairs,
+        4 * pairs,
+        "counted",
+    )
+    assert calls.money > 4 * pairs * 1_000
+    assert found.budgets == ["budget of a build: 9 tokens; beyond it questions wait"]
+    _, moved = plan(labels={"labeller": "mllm", "endpoint": endpoint}, pairs={"targets": 1})
+    assert (moved.calls.kind, moved.calls.plain, moved.calls.money) == ("expected", 2 * pairs, None)
+
+
 def test_before_the_first_version_everything_is_new(plan, tmp_path):
     stages, found = plan(store={"uri": str(tmp_path / "empty")})
     assert found.last is None
