@@ -46,6 +46,7 @@ class CropGapConfig(RecipeConfig):
     """LFPC: offline resolution selection, nested boxes, and the information gap."""
 
     name = "crop_gap"
+    needs = ("question", "answer")
     records: ImportParams = Field(
         description="Questions and answers (`image`, `question`, `answer`, perhaps `boxes`)."
     )

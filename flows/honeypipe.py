@@ -38,6 +38,7 @@ class HoneypipeConfig(RecipeConfig):
     """Bee's HoneyPipe."""
 
     name = "honeypipe"
+    needs = ("instruction", "response")
     records: ImportParams = Field(description="Questions and answers about the images.")
     domains: dict[str, str] = Field(
         {},

@@ -38,6 +38,7 @@ from infra.errors import ConfigError, Refused
 from infra.models import ModelParams as EmbeddingParams
 from infra.product import Contents
 from infra.provenance import own
+from infra.record_formats import schema
 from infra.sample_files import EXPORTS, Files, samples_of
 from infra.tables import Table
 from tasks.account_for_samples import account_for_samples
@@ -57,6 +58,7 @@ class RecipeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
     name: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()  # columns that every one of its records must have
 
     recipe: str = Field(description="Name of the recipe; `pairmill recipes` lists them.")
     dataset: str = Field(
@@ -85,6 +87,17 @@ class RecipeConfig(BaseModel):
     def _is_this_recipe(self) -> "RecipeConfig":
         if self.name and self.recipe != self.name:
             raise ValueError(f"recipe is {self.recipe!r}, and this is {self.name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _records_have_what_it_needs(self) -> "RecipeConfig":
+        records = getattr(self, "records", None)
+        given = set(schema(records)) - set(records.optional) if records else set(self.needs)
+        if lacking := [name for name in self.needs if name not in given]:
+            raise ValueError(
+                f"{self.name} needs records with {' and '.join(lacking)}: use a records.format that"
+                " has them, or rows, with each in records.columns and not in records.optional"
+            )
         return self
 
     def published(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class RegionsConfig(RecipeConfig):
     """RegionGPT. The paper's own pipeline is not released; its numbers come from notes on it."""
 
     name = "regions"
+    needs = ("box", "class_name")
     records: ImportParams = Field(description="Files with the boxes.")
     crop: CropParams = CropParams()
     model: Captioner = Captioner()

@@ -40,6 +40,7 @@ class RoiLabelsConfig(RecipeConfig):
     """SD-RPN's pseudo-labels."""
 
     name = "roi_labels"
+    needs = ("instruction",)
     records: FirstQuestions = Field(
         description="Questions about pictures: of each record the first one, as the code."
     )

@@ -60,6 +60,27 @@ def test_a_model_that_is_not_named_is_told_in_one_line():
         _ = ModelParams().model
 
 
+@pytest.mark.parametrize(
+    ("recipe", "records", "lacking"),
+    [
+        ("crop_gap", {"format": "conversations"}, "question and answer"),
+        ("crop_gap", {"format": "rows", "columns": {"image": "i", "question": "q"}}, "answer"),
+        ("honeypipe", {"format": "coco"}, "instruction and response"),
+        ("regions", {"format": "coco_captions"}, "box and class_name"),
+        ("roi_labels", {"format": "rows", "columns": {"instruction": "q"},
+                        "optional": ["instruction"]}, "instruction"),
+    ],
+)  # fmt: skip
+def test_records_without_what_a_recipe_asks_about_are_refused_before_any_work(
+    tmp_path, recipe, records, lacking
+):
+    config = {"recipe": recipe, "dataset": "one", "corpus": {"uri": "c"}, "store": {"uri": "s"}}
+    config |= {"records": {"files": ["r.json"], **records}, "model": {"local": {"name": "tiny"}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=f"{recipe} needs records with {lacking}: use"):
+        load_config(tmp_path / "config.yaml")
+
+
 def test_an_embedding_model_that_is_not_there_is_told_in_one_line():
     config = load_config(ROOT / "sample/recipes/regions.yaml")
     assert embedder(config, "clip").library == "open_clip"
