@@ -44,7 +44,11 @@ class HeadsParams(BaseModel):
     )
     sink: dict[int, list[int]] = Field({}, description="Heads that show sinks; none: no sinks.")
     sink_threshold: float = Field(
-        1e-2, gt=0, le=1, description="Mean attention from which a cell is a sink."
+        1e-2,
+        gt=0,
+        le=1,
+        description="Mean attention from which a cell is a sink: as the code for Qwen; that for"
+        " LLaVA has 1e-3.",
     )
 
 
