@@ -10,7 +10,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flows.config import BuildConfig, open_build
-from flows.walk import Item, Seen, Walk, short, size_of
+from flows.done_before import short
+from flows.walk import Item, Seen, Walk, size_of
 from infra import versions
 from infra.asking import AskParams
 from infra.budget import NANO, charged, month_of
@@ -59,9 +60,11 @@ def plan(config: Any) -> Plan:
         with suppress(Seen):
             _walk_through(build, config, walk.step)
         refused = versions.refused(build.store, config.dataset)
-        budgets = list(dict.fromkeys(line for m in walk.asked for line in _budget(build, m)))
+        budgets = list(
+            dict.fromkeys(line for m in walk.forecast.asked for line in _budget(build, m))
+        )
     changed = list(config_changes(last["config"], settings(config.published()))) if last else []
-    currency = next((model.currency for model in walk.asked if model.currency), None)
+    currency = next((model.currency for model in walk.forecast.asked if model.currency), None)
     return Plan(
         config.dataset, last, changed, walk.corpus, walk.items, walk.version, refused, currency,
         budgets,

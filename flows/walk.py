@@ -5,36 +5,26 @@ stage it is known whether its parameters or its code changed, and what of its in
 """
 
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
+from flows.done_before import as_json, differences, distance, fields, outputs, records, short
+from flows.forecast import Forecast, Size
 from flows.step import tables_in
 from flows.trail import SAMPLES
 from infra import garbage, tables, versions
-from infra.asking import AskParams
 from infra.build import Build, WouldRun
 from infra.canonical import settings
-from infra.changes import config_changes
-from infra.foreseeing import TRIES, Calls, WouldAsk
+from infra.foreseeing import Calls
 from infra.ledger import pinned
-from infra.store import NotFound, Store
 from infra.tables import Table
 from infra.text import plain
 from tasks.describe import Described
 from tasks.publish import Version
 
-RECORDS = 128  # records of a stage that are looked at, the newest
-READERS = 16
 SHOWN_SETTINGS = 3
 SHOWN_SOURCES = 3
-# Stages that make more samples of those that they are given.
-GROWING = ("split_answers", "ladder_views", "crop_views")
-RENAMING = ("branch_samples",)  # gives every sample another name
 START = 5.0  # seconds until workers have imported PyTorch and loaded models, where no run tells
 
 
@@ -47,19 +37,6 @@ class Item(NamedTuple):
     why: str
     seconds: float | None
     calls: Calls | None = None
-
-
-class Size(NamedTuple):
-    """How many rows a table that stands in can have: by the tables whose rows, fewer or more of
-    them, can be in it. `sure` where these are bounds; None where nobody knows.
-    """
-
-    roots: Mapping[int, int] | None
-    sure: bool
-
-    @property
-    def rows(self) -> int | None:
-        return None if self.roots is None else sum(self.roots.values())
 
 
 def seconds_for(images: int, runs: list[tuple[int, float]]) -> float | None:
@@ -93,8 +70,7 @@ class Walk:
         self.other_model = False
         self.version: Version | None = None
         self.kept: list[Any] = []  # what `pending` speaks of must not be freed
-        self.sizes: dict[int, Size] = {}  # of tables that stand in, by id
-        self.asked: list[AskParams] = []  # models that would be asked
+        self.forecast = Forecast(last)
         # Ledger records that builds of this dataset used: those of others say nothing about it.
         builds = garbage.builds(build.store).get(config.dataset, [])
         self.used = {path for entry in builds for path in entry["records"]}
@@ -199,20 +175,20 @@ class Walk:
             kin, record, whole = list[dict[str, Any]](), every[-1] if every else None, True
             why = _new_model(would)
         else:
-            means = settings(_plain(stage.meaning(inputs["params"])))
+            means = settings(as_json(stage.meaning(inputs["params"])))
             same = (means, stage.version)
             kin = [r for r in every if (r.get("params"), r.get("version")) == same]
             record, why, whole = self._cause(stage, inputs, means, kin, every, moved)
         seconds = self._estimate(kin or every, whole)
-        before = _outputs(stage, record)
-        calls = self._calls(stage, bound, before if kin else None, moved)
+        before = outputs(stage, record)
+        calls = self.forecast.calls(stage, bound, before if kin else None, moved)
         name = called or _name(stage, inputs["params"])
         self.items.append(Item(name, why, seconds, calls))
-        return self._stand_in(name, before, self._size(stage, inputs, before, bool(record)))
+        return self._stand_in(name, before, self.forecast.size(stage, inputs, before, bool(record)))
 
     def _called(self, stage: Any) -> str | None:
         """What the last version calls a stage that makes samples, while they come in its order."""
-        if not {*SAMPLES, "views"} & set(_fields(stage)):
+        if not {*SAMPLES, "views"} & set(fields(stage)):
             return None
         name, expected = self.stops.pop(0) if self.stops else (None, None)
         if expected != stage.stage:
@@ -222,69 +198,12 @@ class Walk:
 
     def _records(self, stage: str) -> list[dict[str, Any]]:
         if stage not in self._read:
-            self._read[stage] = _records(self.build.store, stage, self.used)
+            self._read[stage] = records(self.build.store, stage, self.used)
         return self._read[stage]
 
     @cached_property
     def _read(self) -> dict[str, list[dict[str, Any]]]:
         return {}
-
-    def _calls(
-        self, stage: Any, bound: inspect.BoundArguments, before: Any, moved: Mapping[str, set[str]]
-    ) -> Calls | None:
-        """What a stage would ask: counted where its input is known, else by how many rows it has
-        at most.
-        """
-        inputs = bound.arguments
-        model = asks(inputs["params"])
-        if model is None:
-            return None
-        self.asked.append(model)
-        if not moved:
-            if "before" in inputs:
-                inputs["before"] = before
-            try:
-                inspect.unwrap(stage)(*bound.args, **bound.kwargs)
-            except WouldAsk as would:
-                return would.calls
-            return Calls()
-        given = self._given(inputs)
-        if given.rows is None:
-            return Calls(0, None, None, None, "unknown")
-        plain = given.rows * questions(inputs["params"])
-        most = TRIES * (model.attempt + 1) * plain
-        each = self._price(stage, inputs["params"])
-        money = None if each is None else round(each * plain)
-        return Calls(0, plain, most, money, "bounded" if given.sure else "expected")
-
-    def _price(self, stage: Any, params: Any) -> float | None:
-        """What a call of a stage cost in the last version, in 10^-9 of the currency."""
-        name = params.question.name if hasattr(params, "question") else stage.stage
-        bill = (self.last or {}).get("cost", {}).get(name, {})
-        return bill.get("money", 0) / bill["calls"] if bill.get("calls") else None
-
-    def _given(self, inputs: Mapping[str, Any]) -> Size:
-        """Rows of what a stage is given, the first of its arguments. Of several tables no row is
-        in two: those that come from one are together no more than it has.
-        """
-        first = next(value for arg, value in inputs.items() if arg != "build")
-        found = [self.sizes.get(id(t), Size({id(t): t.rows}, True)) for _, t in tables_in((first,))]
-        if any(size.roots is None for size in found):
-            return Size(None, False)
-        roots = {root: rows for size in found for root, rows in (size.roots or {}).items()}
-        return Size(roots, all(size.sure for size in found))
-
-    def _size(self, stage: Any, inputs: Mapping[str, Any], result: Any, known: bool) -> Size:
-        """How many samples a stage gives: no more than it was given, where it makes none; else as
-        many as before.
-        """
-        given = self._given(inputs)
-        if "given" in inputs and stage.stage not in (*GROWING, *RENAMING):
-            return given
-        if stage.stage in RENAMING and given.rows is not None:
-            return Size({id(result): given.rows}, given.sure)
-        rows = max((table.rows for _, table in tables_in(result)), default=0)
-        return Size({id(result): rows} if known else None, False)
 
     def _cause(
         self,
@@ -309,11 +228,11 @@ class Walk:
         if not every:
             said = f"in {self.config.dataset}" if self.used else "in this store"
             return None, f"never done {said}", True
-        record = min(reversed(every), key=lambda r: _distance(r, means))
+        record = min(reversed(every), key=lambda r: distance(r, means))
         causes = []
         if record.get("version", stage.version) != stage.version:
             causes.append(f"changed code: version {record['version']} to {stage.version}")
-        differ = list(_differences(record, means))
+        differ = list(differences(record, means))
         causes += [
             f"changed parameter{f' {key}' if key else ''}: {short(old)} to {short(new)}"
             for key, old, new in differ[:SHOWN_SETTINGS]
@@ -380,10 +299,9 @@ class Walk:
 
     def _stand_in(self, stage: str, result: Any, size: Size | None = None) -> Any:
         self.kept.append(result)
-        for field, table in tables_in(result):
+        self.forecast.note(result, size)
+        for _, table in tables_in(result):
             self.pending[id(table)] = stage
-            as_before = Size({id(table): table.rows}, False)
-            self.sizes[id(table)] = size if size and field in SAMPLES else as_before
         return result
 
     def _sources(self, value: Any) -> set[str]:
@@ -394,85 +312,6 @@ class Walk:
 def _new_model(would: WouldRun) -> str:
     model = plain(str(would.inputs["model"]), 80)
     return f"changed model: {model} is new to this store, or its files are"
-
-
-def asks(params: Any) -> AskParams | None:
-    """The model that a stage with these parameters asks, wherever in them it stands."""
-    if isinstance(params, AskParams):
-        by_captions = getattr(params, "labeller", "mllm") == "captions"
-        return None if by_captions or not (params.endpoint or params.local) else params
-    fields = type(params).model_fields if isinstance(params, BaseModel) else ()
-    values = params if isinstance(params, tuple) else [getattr(params, field) for field in fields]
-    return next((found for value in values if (found := asks(value))), None)
-
-
-def questions(params: Any) -> int:
-    """How many questions a stage has about each row, one after the other."""
-    question = getattr(params, "question", None)
-    return question.calls if question else 2 if getattr(params, "calls", "one") == "two" else 1
-
-
-def _distance(record: Mapping[str, Any], means: Any) -> int:
-    """In how many settings a record differs."""
-    return len(list(_differences(record, means)))
-
-
-def _differences(record: Mapping[str, Any], means: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(setting, before, now) of parameters that differ."""
-    for key, old, new in config_changes(_by_name(record.get("params")), _by_name(means)):
-        yield re.sub(r"\.\d+$", "", key), old, new
-
-
-def _by_name(value: Any) -> Any:
-    """Parameters in which a list of rows that begin with a name is a mapping, and so each row."""
-    if isinstance(value, Mapping):
-        return {name: _by_name(item) for name, item in value.items()}
-    if not isinstance(value, list) or not value:
-        return value
-    if not all(isinstance(row, list) and row and isinstance(row[0], str) for row in value):
-        return value
-    return {row[0]: dict(enumerate(map(str, row[1:]))) for row in value}
-
-
-def _plain(params: Any) -> Any:
-    return params.model_dump(mode="json") if hasattr(params, "model_dump") else params
-
-
-def _records(store: Store, stage: str, used: set[str]) -> list[dict[str, Any]]:
-    """The last records of a stage in order, of all families, and if any are named only those;
-    damaged ones are passed over.
-    """
-    prefix = f"ledger/{stage}/"
-    try:
-        found = [s for s in store.list(prefix) if s.key[len(prefix) :].count("/") == 1]
-    except NotFound:
-        return []
-    found = [stat for stat in found if stat.key in used] if used else found
-    last = sorted(found, key=lambda s: (s.mtime, s.key))[-RECORDS:]
-    with ThreadPoolExecutor(READERS) as threads:
-        records = list(threads.map(lambda stat: versions.parsed(store.get(stat.key)), last))
-    return [record for record in records if record and "tables" in record]
-
-
-def _outputs(stage: Any, record: Mapping[str, Any] | None) -> Any:
-    """The results of a stage as a record names them; without one, empty tables."""
-    known = record["tables"] if record else {}
-    kind = get_type_hints(inspect.unwrap(stage))["return"]
-    return kind(**{field: _table(known.get(field), field) for field in _fields(stage)})
-
-
-def _fields(stage: Any) -> tuple[str, ...]:
-    """The names of a stage's tables."""
-    fields: tuple[str, ...] = get_type_hints(inspect.unwrap(stage))["return"]._fields
-    return fields
-
-
-def _table(data: Any, name: str) -> Any:
-    if not data:
-        return Table(name)
-    if "shards" in data:
-        return Table.from_json(data)
-    return {part: _table(item, name) for part, item in data.items()}
 
 
 def _name(stage: Any, params: Any) -> str:
@@ -490,12 +329,6 @@ def _because(changed: list[str], moved: Mapping[str, set[str]]) -> str:
     more = f" and {len(sources) - SHOWN_SOURCES} more" if len(sources) > SHOWN_SOURCES else ""
     told += [f"follows {', '.join(sources[:SHOWN_SOURCES])}{more}"] if sources else []
     return "; ".join(told) or "changed input"
-
-
-def short(value: Any) -> str:
-    """A setting in a few characters; of a digest its beginning."""
-    said = "not set" if value is None else str(value)
-    return said[:12] if re.fullmatch("[0-9a-f]{64}", said) else plain(said, 60)
 
 
 def size_of(count: int) -> str:
