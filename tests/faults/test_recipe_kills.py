@@ -1,5 +1,7 @@
 """Kill -9 of a recipe at a write to its store: a re-run reaches what an undisturbed run does."""
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,21 @@ import yaml
 from infra.folder import FolderStore
 from tests.e2e.test_recipes import AFTER, answer, cases, write_bucket
 from tests.faults.buckets import content, published, reader
-from tests.faults.night import Die, End, Night
+from tests.faults.night import End, Night
 from tests.mllm_answers import BEHAVIOURS
 from tests.mllm_server import MllmServer
 from tests.recipes import write_config
+
+
+class DieAt:
+    """Kills its own process at the first write to a place in the store."""
+
+    def __init__(self, place: str):
+        self.place = place
+
+    def __call__(self, number: int, key: str) -> None:
+        if self.place in key:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -37,8 +50,8 @@ def night(recipe: str, server: MllmServer, corpus: Path, folder: Path, **hooks: 
 @pytest.mark.parametrize(
     ("recipe", "kills"),
     [
-        ("honeypipe", [(0.3, "after"), (0.98, "before")]),
-        ("regions", [(0.6, "before"), (0.95, "after")]),
+        ("honeypipe", [("after", "responses/segments/"), ("before", "latest.json")]),
+        ("regions", [("before", "ledger/score_crops/"), ("after", "records/train.parquet")]),
     ],
 )
 def test_after_a_kill_a_recipe_reaches_the_version_of_an_undisturbed_run(
@@ -49,11 +62,11 @@ def test_after_a_kill_a_recipe_reaches_the_version_of_an_undisturbed_run(
     assert calm.status == 0, calm.said
     expected = content(published(FolderStore(str(tmp_path / "calm/store")), recipe))
     assert expected[0] == calm.said["digest"]
-    for share, when in kills:
+    for when, place in kills:
         folder = tmp_path / f"killed {when}"
         store = FolderStore(str(folder / "store"))
         with reader(store, recipe) as seen:
-            assert run(folder, **{when: Die(round(share * (calm.writes - 1)))}).killed
+            assert run(folder, **{when: DieAt(place)}).killed
             end = run(folder)
         assert end.status == 0, end.said
         assert content(published(store, recipe)) == expected
