@@ -1,5 +1,6 @@
 """`pairmill diff`: what came, went and changed between two versions, and why."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,7 +164,9 @@ def _names(old: Side, new: Side) -> dict[str, str]:
 
 def _example(row: Mapping[str, Any], name: Mapping[str, str]) -> str:
     """An id as a reader knows it, with the image that the reason speaks of."""
-    shown = row["id"] if row["level"] == "object" else name.get(row["id"], row["id"][:12])
+    # Objects, and rows of files that became no sample, have names; all else has digests.
+    is_digest = row["level"] != "object" and re.fullmatch("[0-9a-f]{64}", row["id"])
+    shown = name.get(row["id"], row["id"][:12]) if is_digest else row["id"]
     other = row["other"]
     also = f"  ({plain(name.get(other, other[:12]), 80)})" if other and other != row["id"] else ""
     return plain(shown, 100) + also

@@ -3,6 +3,9 @@
 import json
 
 import polars as pl
+import pytest
+
+from flows.diff import _example
 
 
 def test_a_night_is_told_by_reason(made, pairmill):
@@ -79,3 +82,17 @@ def test_the_manifest_tells_the_same_counts(made, pairmill):
     assert manifest["since"]["changes"] == counted
     first = json.loads((made.dataset / "v000001/manifest.json").read_bytes())
     assert first["since"] is None
+
+
+@pytest.mark.parametrize(
+    ("level", "name", "shown"),
+    [
+        ("sample", "records/train.jsonl#12.2", "records/train.jsonl#12.2"),
+        ("sample", "5" * 64, "555555555555"),
+        ("image", "a" * 64, "a.jpg"),
+        ("object", "5" * 64, "5" * 64),
+    ],
+)
+def test_an_example_is_named_as_a_reader_knows_it(level, name, shown):
+    row = {"level": level, "id": name, "other": None}
+    assert _example(row, {"a" * 64: "a.jpg"}) == shown

@@ -241,6 +241,26 @@ def test_a_space_that_is_new_or_no_more_is_no_obstacle() -> None:
     assert [row[2] for row in gone] == ["a space came or went"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ([], [("s", "recorded", None, None, "a")], "its image arrived"),
+        ([], [("r#1", "no_such_image", None, "a.jpg")], "its record names no image that is there"),
+        ([], [("r#1", "malformed_record")], "a new record, or another answer about an old one"),
+        ([("s", "recorded", None, None, "a")], [], "its image left the corpus"),
+        ([("s", "crowd")], [("s", "recorded")], "crowd became recorded"),
+    ],
+)
+def test_what_became_of_a_sample(old, new, reason) -> None:
+    sides = []
+    for rows in (old, new):
+        held = [fate("image", row[4], "recorded") for row in rows if row[4:]]
+        side = version(held + [fate("sample", *row) for row in rows])
+        manifest = {**side.manifest, "recipe": "recap"}
+        sides.append(changes.side(manifest, side.fates, pl.DataFrame(), None))
+    assert [row[2] for row in said(*sides, "sample")] == [reason]
+
+
 def test_records_say_which_part_changed() -> None:
     pairs = [pair("a>b"), pair("b>a")]
     old = version(ALIVE, pairs, {"a>b": "Make it red", "b>a": "Make it blue"})
