@@ -357,7 +357,10 @@ def _samples(old: Side, new: Side) -> pl.DataFrame:
         (added & has_image & pl.col("image_was").is_null(), "its image arrived"),
         (removed & has_image & pl.col("image_now").is_null(), f"its image {_gone(old, new)}"),
         (now == "forgotten_image", "its image was forgotten"),
-        (added & now.is_in(("no_such_image", "image_unusable")), "its record names no image that is there"),
+        (
+            added & now.is_in(("no_such_image", "image_unusable")),
+            "its record names no image that is there",
+        ),
         (added, "a new record, or another answer about an old one"),
         (removed, "its record is gone, or has another answer"),
         (waited & ~waits, pl.format("answered now: {}", now)),
