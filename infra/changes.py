@@ -77,8 +77,8 @@ def side(
     lists: dict[str, Any] = {"ties": pl.List(tie), "negatives": pl.List(pl.String)}
     none = pl.DataFrame(schema=columns | lists)
     if manifest.get("recipe"):
-        samples = records if records.width else pl.DataFrame(schema={"sample_id": pl.String})
-        return Side(manifest, fates, samples, none)
+        empty = pl.DataFrame(schema={"sample_id": pl.String, "image_id": pl.String})
+        return Side(manifest, fates, records if records.width else empty, none)
     if not records.width:
         records = none
     pairs = records if mined is None else mined
