@@ -169,6 +169,41 @@ def test_single_cells_are_dropped_small_ones_grow_and_huge_ones_are_dropped():
     assert find_boxes(blob(1, 1, 16, 17, (24, 24)), -0.5) == []
 
 
+def flooded(high: np.ndarray) -> list[set[tuple[int, int]]]:
+    """Components whose cells touch, at corners too, by walking from cell to cell."""
+    left = {(int(y), int(x)) for y, x in np.argwhere(high)}
+    found = []
+    while left:
+        waiting, part = [left.pop()], set()
+        while waiting:
+            y, x = waiting.pop()
+            part.add((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            waiting += near
+        found.append(part)
+    return found
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([-0.2, -0.5, -0.7]))
+def test_boxes_are_those_of_components_found_by_walking(seed, threshold):
+    looked = np.random.default_rng(seed).exponential(0.01, (16, 16)).astype(np.float32) ** 2
+    smooth = blurred(looked)
+    boxes = []
+    for part in flooded(smooth > -threshold * float(smooth.max())):
+        (top, left), (bottom, right) = (
+            tuple(f(c) for c in zip(*part, strict=True)) for f in (min, max)
+        )
+        if 4 <= len(part) <= 225:
+            boxes.append((-max(smooth[cell] for cell in part), (top, left, bottom + 1, right + 1)))
+        elif len(part) > 1:
+            # Three by three about the middle, moved to where the grid has them.
+            low = [min(max((a + b) // 2 - 1, 0), 13) for a, b in ((top, bottom), (left, right))]
+            around = (*low, low[0] + 3, low[1] + 3)
+            boxes.append((-max(smooth[cell] for cell in part), around))
+    assert [tuple(box) for box in find_boxes(looked, threshold)] == [b for _, b in sorted(boxes)]
+
+
 def test_an_empty_map_has_no_boxes():
     assert find_boxes(np.zeros((12, 12), np.float32)) == []
 
