@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import httpx
 
 from infra.build import Build, Progress, WouldRun
-from infra.errors import PairmillError
+from infra.errors import ConfigError, PairmillError
 from infra.store import Outage, one_line
 from infra.tables import Table
 
@@ -140,7 +140,8 @@ def _placed(error: Any, stage: str) -> Exception:
     """An error that says where: in which stage, and in which shard where it was in one."""
     if hasattr(error, "stage"):
         return cast(Exception, error)
-    shard = getattr(error, "shard", None)
+    # What is wrong with a config is no matter of the shard that met it.
+    shard = None if isinstance(error, ConfigError) else getattr(error, "shard", None)
     where = f"{stage}, shard {shard}" if shard else stage
     if isinstance(error, PairmillError):
         error.args = (f"{where}: {error}",)

@@ -206,6 +206,8 @@ def find(local: LocalModel) -> Path:
         folder = model_files.download(local.name, suffixes=FILES)
     elif Path(local.name).is_dir():
         folder = Path(local.name)
+    elif local.name.startswith(("/", ".", "~")):
+        raise ConfigError(f"models: there is no folder {local.name!r}; a model's files lie in one")
     else:
         folder = _from_hub(local)
     if not any(folder.glob("*.safetensors")):

@@ -162,6 +162,13 @@ def test_a_bug_in_a_shard_names_stage_shard_and_cause(build, prefect_server):
     assert caught.value.stage == "describe"
 
 
+def test_a_mistake_in_the_config_is_no_matter_of_the_shard_that_met_it():
+    mistake, lost = ConfigError("no such model"), PairmillError("gone")
+    mistake.shard = lost.shard = "two"
+    assert str(step_module._placed(mistake, "ask_model")) == "ask_model: no such model"
+    assert str(step_module._placed(lost, "ask_model")) == "ask_model, shard two: gone"
+
+
 def test_a_message_is_the_state_of_the_run_and_the_caller_has_the_result(prefect_server):
     @flow(name="quiet")
     def quiet():

@@ -376,6 +376,7 @@ def test_one_model_is_kept_and_the_one_before_it_let_go(tiny_mllms):
 def test_models_that_are_none_are_refused_in_one_line(tiny_mllms, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no safetensors" in refusal(LocalModel(name=str(tmp_path / "empty"), device="cpu"))
+    assert "there is no folder" in refusal(LocalModel(name=str(tmp_path / "none"), device="cpu"))
     junk = copy(tiny_mllms["qwen"], tmp_path / "junk")
     (Path(junk.name) / "model.safetensors").write_bytes(b"not a model")
     assert junk.name in refusal(junk)
