@@ -311,6 +311,8 @@ def _dtype(local: LocalModel) -> str:
 
 # Prompts -------------------------------------------------------------------------------------
 
+Encoder = Callable[[Loaded, Sequence[Prompt]], dict[str, Any]]
+
 
 def encode(loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Model inputs of a batch, padded on the left, up to where the answer begins."""
@@ -403,31 +405,8 @@ def generate(local: LocalModel, prompts: Sequence[Prompt]) -> list[Response]:
     `truncated` means that no end came within the limit, `refused` that the prompt does not fit
     the model's context.
     """
-    return _answered(local, prompts, encode)
-
-
-def continue_from(
-    local: LocalModel, prompts: Sequence[Prompt], sampling: Sampling | None = None
-) -> list[Response]:
-    """What the model writes after the pictures alone, as if it were the user. See encode_prefix."""
-    return _answered(local, prompts, encode_prefix, sampling)
-
-
-Encoder = Callable[[Loaded, Sequence[Prompt]], dict[str, Any]]
-
-
-def _answered(
-    local: LocalModel,
-    prompts: Sequence[Prompt],
-    encoder: Encoder,
-    sampling: Sampling | None = None,
-) -> list[Response]:
     loaded = load(local)
-
-    def part(some: Sequence[Prompt]) -> list[Response]:
-        return _answers(loaded, some, encoder, sampling)
-
-    return in_batches(loaded, prompts, part)
+    return in_batches(loaded, prompts, lambda some: _answers(loaded, some))
 
 
 def in_batches(
@@ -462,15 +441,23 @@ def _cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
-def _answers(
-    loaded: Loaded, prompts: Sequence[Prompt], encoder: Encoder, sampling: Sampling | None
-) -> list[Response]:
-    inputs = encoder(loaded, prompts)
+def _answers(loaded: Loaded, prompts: Sequence[Prompt]) -> list[Response]:
+    inputs = encode(loaded, prompts)
     refused = misfits(loaded, prompts, inputs)
     if any(refused):
         short = [p for p, answer in zip(prompts, refused, strict=True) if answer is None]
-        rest = iter(_answers(loaded, short, encoder, sampling) if short else [])
+        rest = iter(_answers(loaded, short) if short else [])
         return [answer or next(rest) for answer in refused]
+    return responses(loaded, prompts, inputs)
+
+
+def responses(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    inputs: dict[str, Any],
+    sampling: Sampling | None = None,
+) -> list[Response]:
+    """Answers to prompts that have room, from their inputs as one batch."""
     whole = write(loaded, prompts, inputs, sampling).sequences
     written = whole[:, inputs["input_ids"].shape[1] :]
     lengths = inputs["attention_mask"].sum(1).tolist()

@@ -6,7 +6,7 @@ Functions over a shard, as `infra.local_mllm.generate`; results are numpy arrays
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from infra.local_mllm import (
     said,
     write,
 )
+from infra.local_passes import SCORED, Row, Shape, answered, in_passes, joined, shape_of
 from infra.mllm import Response
 
 # Heads by layer, both counted from 0; an empty sequence is all heads of that layer.
@@ -95,8 +96,6 @@ class Apart(NamedTuple):
 
 # Likelihood ----------------------------------------------------------------------------------
 
-# Tokens of a pass, unless one row has more: beyond, a device gains little, and copies cost.
-PASS = {"cpu": 256, "cuda": 2_048}
 LEAST_KEPT = 256  # tokens whose logits are kept, if there are so many: fewer shapes
 
 
@@ -104,32 +103,6 @@ class TooLong(NamedTuple):
     """The tokens of a prompt with its answer, where the model's context takes fewer."""
 
     tokens: int
-
-
-class _Row(NamedTuple):
-    """A prompt as model inputs of one row, and the tokens of its answer."""
-
-    inputs: dict[str, Any]
-    answer: list[int]
-
-    @property
-    def length(self) -> int:
-        return int(self.inputs["input_ids"].shape[1]) + len(self.answer)
-
-    @property
-    def of_pictures(self) -> dict[str, Any]:
-        """What does not run along the tokens."""
-        shape = self.inputs["input_ids"].shape
-        return {name: value for name, value in self.inputs.items() if value.shape != shape}
-
-
-class _Shape(NamedTuple):
-    """The shape of a pass: rows, tokens of a row, those of them whose logits are kept, pictures."""
-
-    rows: int
-    width: int
-    kept: int
-    pictures: tuple[Any, ...]
 
 
 def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihood | TooLong]:
@@ -144,42 +117,42 @@ def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihoo
     """
     loaded = load(local)
     found: dict[int, Likelihood | TooLong] = {}
-    waiting: dict[_Shape, dict[int, _Row]] = {}
-    with loaded.busy:
+
+    def rows() -> Iterator[tuple[int, Shape, Row]]:
         row_of = _rows(loaded)
         for at, item in enumerate(supplied):
             row = row_of(item)
-            if not row.answer or row.length > loaded.context:
-                found[at] = TooLong(row.length) if row.answer else _likelihood([], [])
-                continue
-            shape = _shape(loaded, row)
-            rows = waiting.setdefault(shape, {})
-            rows[at] = row
-            if len(rows) == shape.rows:
-                found |= _scored(loaded, shape, waiting.pop(shape))
-        for shape, rows in waiting.items():
-            found |= _scored(loaded, shape, rows)
+            if not row.answer:
+                found[at] = _likelihood([], [])
+            elif row.length > loaded.context:
+                found[at] = TooLong(row.length)
+            else:
+                kept = max(LEAST_KEPT, 1 << len(row.answer).bit_length())
+                yield at, shape_of(loaded, row, loaded.context, kept, SCORED), row
+
+    with loaded.busy:
+        found |= in_passes(loaded, rows(), partial(_pass, loaded))
     return [found[at] for at in range(len(supplied))]
 
 
-def _rows(loaded: Loaded) -> Callable[[Supplied], _Row]:
+def _rows(loaded: Loaded) -> Callable[[Supplied], Row]:
     """What makes rows of supplied answers."""
     import torch
 
     lead = _lead(loaded)
 
-    def within(item: Supplied) -> _Row:
+    def within(item: Supplied) -> Row:
         assert item.prompt is not None
         answer = item.answer.strip()
         tokens = _within(loaded, lead + answer) if answer else []
-        return _Row(encode(loaded, [item.prompt]), tokens)
+        return Row(encode(loaded, [item.prompt]), tokens)
 
-    def bare(item: Supplied) -> _Row:
+    def bare(item: Supplied) -> Row:
         """A beginning-of-text token, or the first token of the text, stands for the prompt."""
         bos, answer = loaded.tokenizer.bos_token_id, _ids(loaded, item.answer.strip())
         start, rest = ([bos], answer) if bos is not None else (answer[:1], answer[1:])
         ids = torch.tensor([start], dtype=torch.int64, device=loaded.device)
-        return _Row({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, rest)
+        return Row({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, rest)
 
     return lambda item: within(item) if item.prompt else bare(item)
 
@@ -215,35 +188,15 @@ def _ids(loaded: Loaded, text: str) -> list[int]:
     return [int(token) for token in ids]
 
 
-def _shape(loaded: Loaded, row: _Row) -> _Shape:
-    """The shape of the pass for a row: widths by steps of at most an eighth, tokens kept by twos.
-
-    What the integers beside the tokens say, such as grids of patches, decides shapes inside.
-    """
-    step = max(16, (1 << row.length.bit_length()) // 16)
-    width = min(-(-row.length // step) * step, loaded.context)
-    kept = min(max(LEAST_KEPT, 1 << len(row.answer).bit_length()), width)
-    pictures = tuple(
-        (name, *value.shape, *(() if value.is_floating_point() else value.flatten().tolist()))
-        for name, value in row.of_pictures.items()
-    )
-    count = max(1, min(loaded.local.batch_size, PASS[loaded.device] // width))
-    return _Shape(count, width, kept, (*row.inputs, *pictures))
-
-
-def _scored(loaded: Loaded, shape: _Shape, rows: Mapping[int, _Row]) -> dict[int, Likelihood]:
-    """Likelihoods of rows of one shape; the last row is there as often as the pass wants it."""
-    given = list(rows.values())
-    filled = given + given[-1:] * (shape.rows - len(given))
-    found = in_batches(loaded, filled, partial(_pass, loaded, shape))
-    return dict(zip(rows, found, strict=False))
-
-
-def _pass(loaded: Loaded, shape: _Shape, rows: Sequence[_Row]) -> list[Likelihood]:
+def _pass(loaded: Loaded, shape: Shape, rows: Sequence[Row]) -> list[Likelihood]:
     """One forward pass over rows padded on the left."""
     import torch
 
-    logits = _forward(loaded, _joined(loaded, rows, shape.width), shape.kept)
+    inputs = joined(loaded, rows, shape.width)
+    if not hasattr(getattr(loaded.network, "model", None), "get_rope_index"):
+        # Models that place pictures in two dimensions find positions by themselves.
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    logits = _forward(loaded, inputs, shape.tail)
     found = []
     for row, scores in zip(rows, logits, strict=True):
         # The position before a token predicts it; the last one predicts nothing that is here.
@@ -265,55 +218,34 @@ def _likelihood(nll: Any, ids: Sequence[int]) -> Likelihood:
     return Likelihood(np.asarray(nll, np.float32), np.asarray(ids, np.int64))
 
 
-def _joined(loaded: Loaded, rows: Sequence[_Row], width: int) -> dict[str, Any]:
-    """Model inputs of many rows, each with its answer at the end."""
-    import torch
-
-    pictures = {name: [row.inputs[name] for row in rows] for name in rows[0].of_pictures}
-    joined = {name: torch.cat(values) for name, values in pictures.items()}
-    for name in rows[0].inputs.keys() - joined.keys():
-        fill = loaded.tokenizer.pad_token_id if name == "input_ids" else 0
-        joined[name] = torch.cat([_padded(row, name, width, fill) for row in rows])
-    if not hasattr(getattr(loaded.network, "model", None), "get_rope_index"):
-        # Models that place pictures in two dimensions find positions by themselves.
-        joined["position_ids"] = (joined["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    return joined
-
-
-def _padded(row: _Row, name: str, width: int, fill: int) -> Any:
-    """What runs along the tokens of a row: of the answer's, their ids, their presence, or 0."""
-    import torch
-
-    value = row.inputs[name]
-    tails = {"input_ids": row.answer, "attention_mask": [1] * len(row.answer)}
-    tail = tails.get(name, [0] * len(row.answer))
-    whole = torch.cat([value, torch.tensor([tail], dtype=value.dtype, device=value.device)], 1)
-    return torch.nn.functional.pad(whole, (width - row.length, 0), value=fill)
-
-
 # Attention -----------------------------------------------------------------------------------
 
 
 def attention(
     local: LocalModel,
     heads: Mapping[str, Heads],
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     hidden: Hidden | None = None,
 ) -> list[Looks]:
     """Answers, and for each its attention to the visual tokens, averaged as `heads` say by name.
 
-    With `hidden` also what these say of the visual tokens. Raises PairmillError for layers, heads
-    or dimensions that the model does not have, and for pictures whose visual tokens form no grid.
+    With `hidden` also what these say of the visual tokens. As with `log_probs` no bit of a prompt's
+    looks hangs on its companions; prompts are taken as they are needed. Raises PairmillError for
+    layers, heads or dimensions that the model does not have, and for pictures whose visual tokens
+    form no grid.
     """
     loaded = load(local)
     _check_heads(loaded, heads)
     _check_hidden(loaded, hidden)
-
-    def part(some: Sequence[Prompt]) -> list[Looks]:
-        return _looks(loaded, heads, some)
-
+    none = {name: np.zeros((0, 0), np.float32) for name in heads}
     with loaded.busy, _watching(loaded), _reading(loaded, hidden):
-        return in_batches(loaded, prompts, part)
+        return answered(
+            loaded,
+            prompts,
+            encode,
+            partial(_looks, loaded, heads),
+            lambda answer: Looks(answer, none, ()),
+        )
 
 
 def heads_apart(local: LocalModel, prompts: Sequence[Prompt]) -> list[Apart]:
@@ -344,14 +276,9 @@ def _apart(loaded: Loaded, prompt: Prompt) -> Apart:
     return Apart(np.stack(sums) / np.float32(steps) if sums else None, grids)
 
 
-def _looks(loaded: Loaded, heads: Mapping[str, Heads], prompts: Sequence[Prompt]) -> list[Looks]:
-    inputs = encode(loaded, prompts)
-    refused = misfits(loaded, prompts, inputs)
-    if any(refused):
-        short = [p for p, answer in zip(prompts, refused, strict=True) if answer is None]
-        rest = iter(_looks(loaded, heads, short) if short else [])
-        none = {name: np.zeros((0, 0), np.float32) for name in heads}
-        return [next(rest) if answer is None else Looks(answer, none, ()) for answer in refused]
+def _looks(
+    loaded: Loaded, heads: Mapping[str, Heads], prompts: Sequence[Prompt], inputs: dict[str, Any]
+) -> list[Looks]:
     start = inputs["input_ids"].shape[1]
     written, steps = watched(loaded, heads, prompts, inputs)
     visual = inputs["input_ids"] == loaded.network.config.image_token_id

@@ -16,7 +16,8 @@ from infra.build import Build
 from infra.canonical import digest, settings
 from infra.cluster import Crash, halves
 from infra.ledger import Ledger, stage, unless_dropped_by
-from infra.local_mllm import LocalModel, Prompt, Sampling, Shown, continue_from
+from infra.local_mllm import LocalModel, Prompt, Sampling, Shown
+from infra.local_passes import continue_from
 from infra.mllm import Response
 from infra.pictures import Prepared
 from infra.store import Store
@@ -72,13 +73,16 @@ class Item(NamedTuple):
 
 
 def meaning(params: ContinueParams) -> Any:
-    """What decides the texts: not where the model runs, nor how many at once."""
+    """What decides the texts: not where the model runs, but `batch_size`, which bounds the shape of
+    a pass, and so the last bits of what is drawn from.
+    """
     drawn = params.model_dump(exclude={"local"})
-    return settings({**drawn, "model": params.local.model})
+    model = {"model": params.local.model, "batch_size": params.local.batch_size}
+    return settings({**drawn, **model})
 
 
 @stage(
-    version=1,
+    version=2,
     reads={"given": tables.ALL},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),
@@ -162,7 +166,7 @@ def _run(
 
 def go_on(store: Store, params: ContinueParams, shard: Sequence[Item]) -> dict[str, Any]:
     """Write the texts of a shard, or find those of a build that did not come to its end."""
-    ledger, folder = Ledger(store), f"{digest([1, meaning(params)])[:20]}/receipts"
+    ledger, folder = Ledger(store), f"{digest([2, meaning(params)])[:20]}/receipts"
     key = digest([item.image_id for item in shard])
     record = ledger.find("continue_prefix", folder, key)
     if record is not None:

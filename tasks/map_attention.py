@@ -116,14 +116,6 @@ class AttentionParams(BaseModel):
     sinks: dict[Mode, SinkParams] = Field(
         {}, description="Sinks by hidden states, by mode, in place of heads that show sinks."
     )
-    at_once: int = Field(
-        1,
-        ge=1,
-        le=512,
-        description="Samples that a model looks at together. With more than one, which is faster"
-        " on a GPU, the last digits of a map may hang on who else was there, and a delta is no"
-        " longer a full run to the bit; so one is our own default. Maps stay as they were made.",
-    )
 
 
 class MapParams(AttentionParams):
@@ -162,15 +154,18 @@ class Job(NamedTuple):
 
 
 def meaning(params: MapParams) -> Any:
-    """Weights and settings that decide answers and maps, not where or how many at once."""
+    """Weights and settings that decide answers and maps, and `batch_size`: it bounds the shape of a
+    pass, which their last bits hang on.
+    """
     about = params.model_dump(
         mode="json", include={"max_tokens", "square_pixels", "heads", "sinks"}
     )
-    return settings({**about, "model": params.local.model})
+    model = {"model": params.local.model, "batch_size": params.local.batch_size}
+    return settings({**about, **model})
 
 
 @stage(
-    version=3,
+    version=4,
     reads={"given": tables.ALL, "heads": ()},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),
@@ -194,7 +189,7 @@ def map_attention(
     rows = tables.frame(build.store, given)
     names = [_map_id(*row) for row in rows.select("image_id", "mode", "prompt").iter_rows()]
     rows = rows.with_columns(pl.Series("map_id", names, pl.String))
-    family = digest([3, meaning(params), heads.name])[:20]
+    family = digest([4, meaning(params), heads.name])[:20]
     job = Job(build.corpus, build.store, params, _chosen(build, heads), family)
     done = receipts.read(build.store, "map_attention", job.family)
     known = [*(before.maps.shards if before else ()), *done]
@@ -281,15 +276,11 @@ def look(job: Job, part: Sequence[Look]) -> list[Any]:
     chosen = _heads(job, part[0].mode)
     sinks = job.params.sinks.get(part[0].mode)
     hidden = _hidden(job.params, sinks, chosen) if sinks else None
-    rows: list[dict[str, Any]] = []
-    for at in range(0, len(part), job.params.at_once):
-        batch = part[at : at + job.params.at_once]
-        prompts = [_prompt(job, item) for item in batch]
-        heads = {"grounding": chosen.grounding, "sink": {} if hidden else chosen.sink}
-        used = {name: some for name, some in heads.items() if some}
-        looks = attention(local, used, prompts, hidden)
-        pairs = zip(batch, looks, strict=True)
-        rows += [{**_row(*pair), **_about_sinks(chosen, sinks, hidden)} for pair in pairs]
+    heads = {"grounding": chosen.grounding, "sink": {} if hidden else chosen.sink}
+    used = {name: some for name, some in heads.items() if some}
+    looks = attention(local, used, (_prompt(job, item) for item in part), hidden)
+    about = _about_sinks(chosen, sinks, hidden)
+    rows = [{**_row(*pair), **about} for pair in zip(part, looks, strict=True)]
     shard = tables.write_shard(job.store, pa.Table.from_pylist(rows, SCHEMAS["maps"]), "maps")
     receipts.write(job.store, "map_attention", job.family, shard)
     return list(shard)

@@ -116,15 +116,18 @@ def write_llava(
     return _write(folder, seed, LlavaForConditionalGeneration, config, processor, generation)
 
 
-def write_llama(folder: Path, seed: int = 0, **generation: Any) -> Path:
-    """A tiny Llama, which takes text alone."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def write_llama(folder: Path, seed: int = 0, experts: int = 0, **generation: Any) -> Path:
+    """A tiny Llama, which takes text alone; with experts a Mixtral."""
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
     tokenizer = _tokenizer(("<unk>", "<s>", "</s>"), bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = (
         "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n"
         "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
     )
+    if experts:
+        mixed = MixtralConfig(**LLAMA, vocab_size=len(tokenizer), num_local_experts=experts)
+        return _write(folder, seed, MixtralForCausalLM, mixed, tokenizer, generation)
     config = LlamaConfig(**LLAMA, vocab_size=len(tokenizer))
     return _write(folder, seed, LlamaForCausalLM, config, tokenizer, generation)
 

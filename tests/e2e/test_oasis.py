@@ -19,7 +19,8 @@ from flows.oasis import RECIPE, Extracted
 from flows.recipe import build_recipe
 from infra import pictures
 from infra.canonical import digest
-from infra.local_mllm import LocalModel, Prompt, Sampling, Shown, continue_from
+from infra.local_mllm import LocalModel, Prompt, Sampling, Shown
+from infra.local_passes import continue_from
 from tests import mllm_answers, trainers
 from tests.mllm_server import MllmServer, digests, said
 from tests.recipes import write_config

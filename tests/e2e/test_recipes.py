@@ -68,7 +68,7 @@ class Case:
 
 def cases(tiny: dict[str, Path]) -> dict[str, Case]:
     """By name; thresholds are such that some samples pass and some do not."""
-    looking = {"name": str(SAMPLE / "models/looking"), "device": "cpu"}
+    looking = {"name": str(SAMPLE / "models/looking"), "device": "cpu", "batch_size": 4}
     qwen = {"name": str(tiny["qwen"]), "device": "cpu", "max_pixels": 4096}
     lax = {f"{name}_least": 1 for name in ("solvability", "clarity", "hallucination", "nonsense")}
     return {
@@ -203,7 +203,7 @@ def look(request: dict[str, Any], texts: list[str]) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """The server's answers; no reports, which take a third of so small a build; and models on one
-    core, since likelihoods hang on how many there are.
+    core, since tiny ones are no faster on more.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -95,7 +95,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(gpu):
         sizes.append(len(some))
         kept = torch.empty(len(some) << 28, dtype=torch.uint8, device="cuda")
         del kept
-        return local_mllm._answers(loaded, some, encode)
+        return local_mllm._answers(loaded, some)
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()

@@ -18,14 +18,16 @@ from infra.local_mllm import (
     Prompt,
     Sampling,
     Shown,
-    continue_from,
     encode,
     encode_prefix,
     generate,
     in_batches,
     load,
     numerics,
+    responses,
+    write,
 )
+from infra.local_passes import answered, continue_from
 from infra.pictures import Place
 from tests.pictures import scene
 from tests.tiny_mllms import write_qwen
@@ -286,6 +288,29 @@ def test_a_prefix_is_continued_as_if_by_the_user(local):
     assert found == [continue_from(local, [one])[0] for one in prompts]
     assert len({answer.text for answer in found}) > 2
     assert [a.text for a in found] != [a.text for a in generate(local, prompts)]
+
+
+def test_no_bit_of_what_a_text_is_drawn_from_hangs_on_companions(local):
+    """The logits of every step; pictures of two shapes, texts that end at different steps."""
+    loaded = load(local)
+
+    def work(some, inputs):
+        made = write(loaded, some, inputs, Sampling(20), output_logits=True)
+        steps = torch.stack(made.logits, 1)
+        answers = responses(loaded, some, inputs, Sampling(20))
+        return [
+            (answer, row[: answer.usage["output"]].numpy().tobytes())
+            for answer, row in zip(answers, steps, strict=True)
+        ]
+
+    def drawn(prompts):
+        return answered(loaded, prompts, encode_prefix, work, lambda answer: answer)
+
+    prompts = [prompt(n, temperature=1.0) for n in range(9)]
+    together = drawn(prompts)
+    assert together == [drawn([one])[0] for one in prompts]
+    assert [answer for answer, _ in together] == continue_from(local, prompts, Sampling(20))
+    assert len({*tokens_of(answer for answer, _ in together)}) > 2
 
 
 def tokens_of(answers):

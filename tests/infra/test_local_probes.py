@@ -15,6 +15,7 @@ from infra.local_mllm import Loaded, LocalModel, Prompt, encode, generate, load
 from infra.local_probes import (
     Hidden,
     Likelihood,
+    Looks,
     Supplied,
     TooLong,
     attention,
@@ -215,6 +216,32 @@ def test_one_of_a_full_pass_is_as_alone_wherever_it_stands(local):
         assert len({likelihood.nll.tobytes() for likelihood in found}) == 1
 
 
+def test_one_without_padding_shares_no_pass_with_those_that_have_it(blind):
+    """Kernels that need no mask are chosen where nothing is padding."""
+    items = [Supplied(Prompt("", "", (), "What is it?"), "z" * n) for n in range(1, 17)]
+    loaded, passes = load(blind), []
+    hook = loaded.network.register_forward_pre_hook(
+        lambda _, args, inputs: passes.append(inputs["attention_mask"].all(1).tolist()),
+        with_kwargs=True,
+    )
+    log_probs(blind, items)
+    hook.remove()
+    assert [True] * 4 in passes
+    assert all(len(set(rows)) == 1 for rows in passes)
+
+
+def test_a_model_of_experts_sees_one_row_a_pass(tmp_path):
+    """An expert computes the tokens of all rows that are sent to it as one matrix."""
+    folder = tiny_mllms_file.write_llama(tmp_path / "experts", experts=4)
+    local, passes = LocalModel(name=str(folder), batch_size=4, device="cpu"), []
+    items = [Supplied(Prompt("", "", (), "What is it?"), "z" * n) for n in (3, 4, 5, 40)]
+    with counted_passes(load(local), passes):
+        together = log_probs(local, items)
+    assert passes == [1, 1, 1, 1]
+    for item, found in zip(items, together, strict=True):
+        assert log_probs(local, [item])[0].nll.tobytes() == found.nll.tobytes()
+
+
 def test_a_long_one_has_a_pass_of_its_own(local):
     loaded, passes = load(local), []
     long = Supplied(prompt(0), "A red leaf, and a green table. " * 80)
@@ -330,6 +357,44 @@ def test_watching_changes_no_answer_and_ends(local):
     assert generate(local, prompts) == before
 
 
+# Pictures of two shapes, questions of many lengths, answers that may have more or fewer tokens.
+ASKED = st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 20), st.sampled_from([6, 24]))
+
+
+def asked_of(drawn: tuple[int, bool, int, int]) -> Prompt:
+    seed, is_tall, letters, most = drawn
+    shown = (prompt(2 * seed + 1).pictures[is_tall],)
+    return Prompt("k", "", shown, "What is it" + "z" * letters, (), most, 0.0)
+
+
+def bits(looks: Looks) -> tuple[object, ...]:
+    rows = {name: (row.shape, row.tobytes()) for name, row in looks.rows.items()}
+    return looks.response, rows, looks.grids, looks.strength.tobytes()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(drawn=st.lists(ASKED, min_size=2, max_size=12), at=st.integers(0, 11))
+def test_no_bit_of_a_look_hangs_on_its_companions(local, drawn, at):
+    at %= len(drawn)
+    (alone,) = attention(local, HEADS, [asked_of(drawn[at])], Hidden(1))
+    together = attention(local, HEADS, map(asked_of, drawn), Hidden(1))
+    assert bits(together[at]) == bits(alone)
+
+
+def test_a_look_of_a_full_pass_is_as_alone_wherever_it_stands_and_whoever_ends_first(local):
+    loaded, passes = load(local), []
+    prompts = [asked_of((seed, False, 3, 24)) for seed in range(4)]
+    with counted_passes(loaded, passes):
+        together = attention(local, HEADS, prompts, Hidden(1))
+        backwards = attention(local, HEADS, prompts[::-1], Hidden(1))[::-1]
+        alone = [attention(local, HEADS, [one], Hidden(1))[0] for one in prompts]
+    assert {*passes} == {4}  # four prompts, and four copies of one
+    assert len({looks.response.usage["output"] for looks in alone}) > 1
+    assert len({looks.rows["sink"].tobytes() for looks in alone}) == 4
+    for found in zip(together, backwards, alone, strict=True):
+        assert bits(found[0]) == bits(found[1]) == bits(found[2])
+
+
 def test_a_prompt_without_room_has_no_rows_and_the_others_have(local):
     long = prompt(0, text="What is it? " * 2000)
     refused, looks = attention(local, HEADS, [long, prompt(1)])
@@ -389,6 +454,20 @@ def test_heads_apart_are_those_of_attention_to_each_head(local):
             continue
         rows = [looks.rows[name].mean(0) for name in named]
         assert np.allclose(apart.rows.reshape(8, -1), rows, atol=1e-5)
+
+
+def test_no_bit_of_heads_apart_hangs_on_companions(local):
+    prompts = [asked_of((n, n > 1, 5 * n, 24)) for n in range(4)]
+    compared = 0
+    for asked, together in zip(prompts, heads_apart(local, prompts), strict=True):
+        (alone,) = heads_apart(local, [asked])
+        assert alone.grids == together.grids
+        if together.rows is None:
+            assert alone.rows is None
+            continue
+        compared += 1
+        assert alone.rows.tobytes() == together.rows.tobytes()
+    assert compared >= 2
 
 
 def test_a_prompt_without_room_has_no_heads_apart(local):

@@ -84,6 +84,15 @@ def test_samples_of_one_picture_share_its_text_and_what_is_known_is_not_written_
     assert run([a, b, a]) == (first, 0)
 
 
+def test_the_rows_of_a_pass_are_in_its_key_too(world, tiny_mllms):
+    """They decide the last bits of what is drawn from; how many passes there are does not."""
+    images, run = world
+    run(images[:2])
+    local = LocalModel(name=str(tiny_mllms["llava"]), device="cpu", batch_size=2)
+    for changed, written in (({"batches": 5}, 0), ({"batch_size": 3}, 2)):
+        assert run(images[:2], local=local.model_copy(update=changed))[1] == written
+
+
 @pytest.mark.parametrize(
     "changed", [{"seed": 1}, {"top_k": 5}, {"temperature": 0.5}, {"least_tokens": 4}]
 )
