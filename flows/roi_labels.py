@@ -87,8 +87,7 @@ def stages(run: Build, config: RoiLabelsConfig, step: Any) -> Made:
             **model, **dict(config.choose_heads), square_pixels=config.attention.square_pixels,
             modes=[mode for mode in get_args(Mode) if mode not in config.attention.heads],
         )  # fmt: skip
-        chosen = step(choose_heads)(run, asked.samples, seen.objects, seen.images, choosing)
-        heads = chosen.heads
+        heads = step(choose_heads)(run, asked.samples, seen.objects, seen.images, choosing).heads
     watched = MapParams(**model, **dict(config.attention))
     mapped = step(map_attention)(run, asked.samples, seen.objects, watched, heads)
     labelled = step(label_regions_of_interest)(
