@@ -249,7 +249,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     grid = RichTable.grid(padding=(0, 4))
     grid.add_row(_fates(result), _seconds(result))
     console.print(grid)
-    console.print(Text(outcome(result)))
+    console.print(Text(outcome(result)), soft_wrap=True)
     if result["pairs"] and not result["records"]:
         console.print(
             "no pair has a label: the report says why; labels.labeller: mllm needs no captions"
