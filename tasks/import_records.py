@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra import corpus, record_formats, samples, tables, tombstones
 from infra.build import Build
@@ -46,6 +46,12 @@ class ImportParams(FormatParams):
         description="Folder of the corpus in which the files name their pictures, or tars in which"
         " they do, `*` and `?` allowed; otherwise a name is a key, or the place beside the file.",
     )
+
+    @model_validator(mode="after")
+    def _optional_columns_are_columns(self) -> "ImportParams":
+        if unknown := sorted({*self.optional} - {*record_formats.schema(self)}):
+            raise ValueError(f"optional: {unknown[0]!r} is no column of these records")
+        return self
 
 
 class Imported(NamedTuple):

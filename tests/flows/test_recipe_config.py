@@ -17,6 +17,7 @@ from infra.errors import ConfigError
 from infra.local_mllm import LocalModel
 from infra.provenance import OWN, own
 from tasks.ask_model import ModelParams
+from tasks.import_records import ImportParams
 from tests.recipes import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,13 @@ def test_records_without_what_a_recipe_asks_about_are_refused_before_any_work(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ConfigError, match=f"{recipe} needs records with {lacking}: use"):
         load_config(tmp_path / "config.yaml")
+
+
+def test_an_optional_column_that_is_none_is_told_in_one_line():
+    with pytest.raises(ValueError, match="optional: 'captoin' is no column of these records"):
+        ImportParams(
+            files=["r.json"], format="rows", columns={"caption": "text"}, optional=["captoin"]
+        )
 
 
 def test_an_embedding_model_that_is_not_there_is_told_in_one_line():
