@@ -30,7 +30,7 @@ Found = TypeVar("Found")
 # answers are written a GPU reads all weights for each of their tokens, however few the rows.
 SCORED = {"cpu": 256, "cuda": 2_048}
 WRITTEN = {"cpu": 256, "cuda": 65_536}
-# What configs call the number of experts. How many rows an expert gets is for the others to say.
+# What configs call the number of experts.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -75,14 +75,20 @@ def shape_of(loaded: Loaded, row: Row, room: int, tail: int, tokens: Mapping[str
         (name, *value.shape, *(() if value.is_floating_point() else value.flatten().tolist()))
         for name, value in row.of_pictures.items()
     )
-    count = 1 if _has_experts(loaded) else tokens[loaded.device] // width
+    count = 1 if _mixes_rows(loaded) else tokens[loaded.device] // width
     rows = max(1, min(loaded.local.batch_size, count))
     return Shape(rows, width, width > row.length, tail, (*row.inputs, *pictures))
 
 
-def _has_experts(loaded: Loaded) -> bool:
+def _mixes_rows(loaded: Loaded) -> bool:
+    """Whether a row's numbers hang on the others: an expert takes the tokens of all rows that are
+    sent to it as one matrix, and LongRoPE (arXiv 2402.13753) turns by the longest row.
+    """
     text = loaded.network.config.get_text_config()
-    return any(getattr(text, name, None) for name in EXPERTS)
+    rope = getattr(text, "rope_parameters", None) or {}
+    ropes = [rope, *(some for some in rope.values() if isinstance(some, dict))]  # by kind of layer
+    has_experts = any(getattr(text, name, None) for name in EXPERTS)
+    return has_experts or any(some.get("rope_type") == "longrope" for some in ropes)
 
 
 def in_passes(

@@ -116,7 +116,9 @@ def write_llava(
     return _write(folder, seed, LlavaForConditionalGeneration, config, processor, generation)
 
 
-def write_llama(folder: Path, seed: int = 0, experts: int = 0, **generation: Any) -> Path:
+def write_llama(
+    folder: Path, seed: int = 0, experts: int = 0, rope: Any = None, **generation: Any
+) -> Path:
     """A tiny Llama, which takes text alone; with experts a Mixtral."""
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -128,7 +130,7 @@ def write_llama(folder: Path, seed: int = 0, experts: int = 0, **generation: Any
     if experts:
         mixed = MixtralConfig(**LLAMA, vocab_size=len(tokenizer), num_local_experts=experts)
         return _write(folder, seed, MixtralForCausalLM, mixed, tokenizer, generation)
-    config = LlamaConfig(**LLAMA, vocab_size=len(tokenizer))
+    config = LlamaConfig(**LLAMA, vocab_size=len(tokenizer), rope_parameters=rope)
     return _write(folder, seed, LlamaForCausalLM, config, tokenizer, generation)
 
 

@@ -72,6 +72,16 @@ def test_no_bit_of_a_likelihood_hangs_on_its_companions(gpu, dtype):
         assert alone.nll.tobytes() == found.nll.tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_bit_of_a_look_hangs_on_its_companions(gpu, dtype):
+    local = gpu.model_copy(update={"dtype": dtype})
+    prompts = [prompt(n) for n in range(8)]
+    for asked, together in zip(prompts, attention(local, HEADS, prompts), strict=True):
+        (alone,) = attention(local, HEADS, [asked])
+        assert alone.response == together.response
+        assert alone.rows["sink"].tobytes() == together.rows["sink"].tobytes()
+
+
 def test_attention_is_that_of_the_cpu(cpu, gpu):
     prompts = [prompt(n) for n in range(4)]
     there, here = attention(gpu, HEADS, prompts), attention(cpu, HEADS, prompts)

@@ -230,9 +230,15 @@ def test_one_without_padding_shares_no_pass_with_those_that_have_it(blind):
     assert all(len(set(rows)) == 1 for rows in passes)
 
 
-def test_a_model_of_experts_sees_one_row_a_pass(tmp_path):
-    """An expert computes the tokens of all rows that are sent to it as one matrix."""
-    folder = tiny_mllms_file.write_llama(tmp_path / "experts", experts=4)
+LONG_ROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 32.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [{"experts": 4}, {"rope": LONG_ROPE}], ids=["experts", "rope"])
+def test_a_model_that_mixes_rows_sees_one_a_pass(tmp_path, kind):
+    folder = tiny_mllms_file.write_llama(tmp_path / "mixing", **kind)
     local, passes = LocalModel(name=str(folder), batch_size=4, device="cpu"), []
     items = [Supplied(Prompt("", "", (), "What is it?"), "z" * n) for n in (3, 4, 5, 40)]
     with counted_passes(load(local), passes):
