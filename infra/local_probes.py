@@ -119,7 +119,7 @@ def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihoo
     found: dict[int, Likelihood | TooLong] = {}
 
     def rows() -> Iterator[tuple[int, Shape, Row]]:
-        row_of = _rows(loaded)
+        row_of = rows_of(loaded)
         for at, item in enumerate(supplied):
             row = row_of(item)
             if not row.answer:
@@ -135,7 +135,7 @@ def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihoo
     return [found[at] for at in range(len(supplied))]
 
 
-def _rows(loaded: Loaded) -> Callable[[Supplied], Row]:
+def rows_of(loaded: Loaded) -> Callable[[Supplied], Row]:
     """What makes rows of supplied answers."""
     import torch
 

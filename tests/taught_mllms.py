@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from infra import difficulty, local_probes
+from infra import difficulty, local_passes, local_probes
 from infra.local_mllm import LocalModel, Shown, load
 from tests import tiny_mllms
 
@@ -89,7 +89,7 @@ def taught(local: LocalModel, reader: str) -> LocalModel:
 
 def _lessons(loaded: Any, reader: str) -> Mapping[Any, list[Any]]:
     """Answers as rows of model inputs, as they are scored, by whether there is a picture."""
-    row_of = local_probes._rows(loaded)
+    row_of = local_probes.rows_of(loaded)
     found: dict[Any, list[Any]] = {}
     for told in world(100, seed=1, faded=FADED):
         for ratio in difficulty.ratios(*told.turns).values():
@@ -103,7 +103,7 @@ def _lessons(loaded: Any, reader: str) -> Mapping[Any, list[Any]]:
 def _loss(loaded: Any, rows: Sequence[Any]) -> Any:
     import torch
 
-    inputs = local_probes._joined(loaded, rows, max(row.length for row in rows))
+    inputs = local_passes.joined(loaded, rows, max(row.length for row in rows))
     logits = loaded.network(**inputs, use_cache=False).logits
     wanted = torch.full(logits.shape[:2], -100)
     for at, row in enumerate(rows):
