@@ -225,8 +225,10 @@ def build_recipe(
         partial(measured, run, ran, stops, pending, config), samples_of(partial(_files, made)),
     )  # fmt: skip
     result = summary(run, version)
+    count = sum(version.counts["fates"].get("sample", {}).values())
     tidied = step(tidy)(run, config.dataset, made.seen.objects, version.fresh, keep, config.tidy)
-    return {**result, "waiting": pending, "tidied": tidied._asdict()}
+    told = {"samples": count, "pairs": None, "waiting": pending, "tidied": tidied._asdict()}
+    return {**result, **told}
 
 
 def _files(made: Made, rows: pl.DataFrame) -> Files:

@@ -181,7 +181,6 @@ def summary(build: Build, version: Version) -> dict[str, Any]:
         "report": version.report,
         "fates": {fate: fates.get(fate, 0) for fate in dict.fromkeys((*OBJECT_FATES, *fates))},
         "pairs": version.counts["pairs"],
-        "samples": sum(version.counts["fates"].get("sample", {}).values()),
         "records": version.counts["records"],
         "work": {name: build.work[name] for name in WORK},
         "cost": costs(build),
@@ -227,7 +226,7 @@ def tell_refused(refused: Refused) -> None:
 def outcome(result: Mapping[str, Any]) -> str:
     """What a run came to, in one line."""
     pending = result.get("waiting") or {}
-    what = "samples" if result.get("samples") else "pairs"
+    what = "samples" if "samples" in result else "pairs"
     waits = ", ".join(
         f"{count:,} {what} wait for {PENDING[rule]}" for rule, count in pending.items()
     )
@@ -235,8 +234,7 @@ def outcome(result: Mapping[str, Any]) -> str:
         named = f"version {result['version']}" if result["version"] else "no version yet"
         return f"nothing published, latest is {named}: {waits}; the next build goes on"
     said = "published" if result["fresh"] else "nothing new: still"
-    samples = result.get("samples")
-    of = f"{samples} samples" if samples else f"{result['pairs']} pairs mined"
+    of = f"{result['samples']} samples" if what == "samples" else f"{result['pairs']} pairs mined"
     return (
         f"{said} {'partial ' if pending else ''}version {result['version']} "
         f"({result['digest'][:12]}), {of}, {result['records']} records"

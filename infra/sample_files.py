@@ -160,7 +160,8 @@ def _region(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": row["sample_id"], "image": _image(row), "width": row["width"],
         "height": row["height"], "boxes": [row["box"]] * count, "boxes_norm": [norm] * count,
-        "class_name": row["class_name"], "box_source": row["source"], "conversations": turns,
+        "class_name": inert(row["class_name"] or "") or None, "box_source": row["source"],
+        "conversations": turns,
     }  # fmt: skip
 
 

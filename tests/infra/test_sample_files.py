@@ -84,6 +84,7 @@ def test_no_text_puts_a_place_or_a_control_token_into_a_conversation(said):
         "conversations/train.json"
     ]
     _has_only(entry, {"<image>": 1, "<region>": len(entry["boxes"])})
+    assert not [mark for mark in (*TOKENS, *places) if mark in entry["class_name"]]
 
 
 def _has_only(entry, places):
