@@ -112,8 +112,8 @@ def log_probs(local: LocalModel, supplied: Sequence[Supplied]) -> list[Likelihoo
     are scored: neither the prompt's nor the end of the turn. White space around it is left out.
 
     The shape of the pass that scores an answer is a function of it, its prompt and `batch_size`;
-    others of that shape fill the pass, and copies where they are too few. So no bit of it hangs on
-    its companions, as tests hold on CPUs; where a GPU has too little memory, passes are cut.
+    others of that shape fill the pass, and copies where they are too few. On a CPU a pass has one
+    row, so that no bit hangs on companions; where a GPU has too little memory, passes are cut.
     """
     loaded = load(local)
     found: dict[int, Likelihood | TooLong] = {}

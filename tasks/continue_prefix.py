@@ -82,7 +82,7 @@ def meaning(params: ContinueParams) -> Any:
 
 
 @stage(
-    version=2,
+    version=3,
     reads={"given": tables.ALL},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),

@@ -165,7 +165,7 @@ def meaning(params: MapParams) -> Any:
 
 
 @stage(
-    version=4,
+    version=5,
     reads={"given": tables.ALL, "heads": ()},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),

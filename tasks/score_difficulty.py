@@ -100,7 +100,7 @@ def meaning(params: Scoring) -> dict[str, Any]:
     return {**models.published(), **sizes, "turns": list(params.turns)}
 
 
-@stage(version=2, reads={"given": tables.ALL}, meaning=meaning, starts_from=("given", "sample_id"))
+@stage(version=3, reads={"given": tables.ALL}, meaning=meaning, starts_from=("given", "sample_id"))
 def score_difficulty(
     build: Build, given: Table, objects: Table, params: Scoring, before: Scored | None = None
 ) -> Scored:
