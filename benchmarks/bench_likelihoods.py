@@ -1,11 +1,11 @@
 """Likelihoods of given answers in process: how many a second, by the rows of a pass.
 
-    PYTHONPATH=. python benchmarks/bench_likelihoods.py [--vision MODEL] [--text MODEL] [--samples 32]
+    PYTHONPATH=. python benchmarks/bench_likelihoods.py [--vision MODEL] [--text MODEL]
 
 The nine likelihoods of each sample that LLaVAR-2's scores take, for pictures drawn on the spot and
-answers of 3 to 40 words. On a CPU every answer is alone in its pass, whatever `rows` allows; on a GPU
-no bit should hang on companions, and this says whether one did. Without models of your own they are tiny, with random weights, and the
-time is that of calling them.
+answers of 3 to 40 words. On a CPU every answer is alone in its pass, whatever `rows` allows; on a
+GPU no bit should hang on companions, and this says whether one did. Without models of your own they
+are tiny, with random weights, and the time is that of calling them.
 """
 
 import argparse

@@ -28,7 +28,7 @@ Found = TypeVar("Found")
 
 # Tokens of a pass, unless one row has more: beyond, a device gains little, and copies cost. Where
 # answers are written a GPU reads all weights for each of their tokens, however few the rows. On a
-# CPU a row has a pass of its own: there its place among others moved the last bit of two likelihoods
+# CPU a row has a pass of its own: its place among others there moved the last bit of 2 likelihoods
 # in 2,400 (three rows of 80 tokens), since kernels take the edge of a matrix otherwise.
 SCORED = {"cpu": 1, "cuda": 2_048}
 WRITTEN = {"cpu": 1, "cuda": 65_536}
