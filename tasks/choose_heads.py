@@ -29,6 +29,7 @@ from infra.store import Store
 from infra.tables import Shard, Table
 
 BOXES = "annotated_boxes"
+VERSION = 1  # of results, and of receipts
 SHARD = 8  # samples that a worker measures before it writes them down
 
 
@@ -117,7 +118,7 @@ def _measuring(params: Choosing) -> dict[str, Any]:
 
 
 @stage(
-    version=1,
+    version=VERSION,
     reads={
         "given": ("sample_id", "image_id", "mode", "prompt", BOXES),
         "images": ("image_id", "width", "height"),
@@ -142,7 +143,7 @@ def choose_heads(
     sample can be measured, or no head looks into the boxes.
     """
     samples = _smallest(build, given, objects, images, params)
-    job = Job(build.corpus, build.store, params, digest([1, _measuring(params)])[:20])
+    job = Job(build.corpus, build.store, params, digest([VERSION, _measuring(params)])[:20])
     done = receipts.read(build.store, "choose_heads", job.family)
     known = [*(before.masses.shards if before else ()), *done]
     names = {sample.name for sample in samples}

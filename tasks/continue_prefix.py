@@ -23,6 +23,7 @@ from infra.pictures import Prepared
 from infra.store import Store
 from infra.tables import Table
 
+VERSION = 3  # of results, and of receipts
 SHARD = 64  # pictures to a worker, and to a receipt
 
 
@@ -82,7 +83,7 @@ def meaning(params: ContinueParams) -> Any:
 
 
 @stage(
-    version=3,
+    version=VERSION,
     reads={"given": tables.ALL},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),
@@ -166,7 +167,7 @@ def _run(
 
 def go_on(store: Store, params: ContinueParams, shard: Sequence[Item]) -> dict[str, Any]:
     """Write the texts of a shard, or find those of a build that did not come to its end."""
-    ledger, folder = Ledger(store), f"{digest([2, meaning(params)])[:20]}/receipts"
+    ledger, folder = Ledger(store), f"{digest([VERSION, meaning(params)])[:20]}/receipts"
     key = digest([item.image_id for item in shard])
     record = ledger.find("continue_prefix", folder, key)
     if record is not None:

@@ -33,6 +33,7 @@ from infra.store import Store
 from infra.tables import Shard, Table
 from infra.text import plain
 
+VERSION = 1  # of results, and of receipts
 SHARD = 64  # pictures that a worker draws before it writes them down
 PAGE = 100  # records on a page
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,7 +81,7 @@ class Job(NamedTuple):
 
 
 @stage(
-    version=1,
+    version=VERSION,
     reads={"given": ("sample_id", *DRAWN), "seen": ("image_id", "width", "height")},
     is_final=lambda outputs, build: not outputs.lost.rows,
     starts_from=("given", "sample_id"),
@@ -98,7 +99,7 @@ def draw_regions(
     Samples are read shard by shard; what is drawn already, here or in a build that did not come to
     its end, is not drawn again.
     """
-    job = Job(build.corpus, build.store, params, digest([1, params.model_dump()])[:20])
+    job = Job(build.corpus, build.store, params, digest([VERSION, params.model_dump()])[:20])
     names = {name for part in _parts(build, given) for name in part}
     done = receipts.read(build.store, "draw_regions", job.family)
     known = [*(before.overlays.shards if before else ()), *done]

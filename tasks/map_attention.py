@@ -28,6 +28,7 @@ from infra.schema import SCHEMAS
 from infra.store import Store
 from infra.tables import Shard, Table
 
+VERSION = 5  # of results, and of receipts
 SHARD = 64  # maps that a worker makes before it writes them down
 LISTED = Table("heads")  # no choice was made
 NO_SINKS = 1.0  # what no attention reaches
@@ -165,7 +166,7 @@ def meaning(params: MapParams) -> Any:
 
 
 @stage(
-    version=5,
+    version=VERSION,
     reads={"given": tables.ALL, "heads": ()},
     meaning=meaning,
     is_final=unless_dropped_by("crashed_model"),
@@ -189,7 +190,7 @@ def map_attention(
     rows = tables.frame(build.store, given)
     names = [_map_id(*row) for row in rows.select("image_id", "mode", "prompt").iter_rows()]
     rows = rows.with_columns(pl.Series("map_id", names, pl.String))
-    family = digest([4, meaning(params), heads.name])[:20]
+    family = digest([VERSION, meaning(params), heads.name])[:20]
     job = Job(build.corpus, build.store, params, _chosen(build, heads), family)
     done = receipts.read(build.store, "map_attention", job.family)
     known = [*(before.maps.shards if before else ()), *done]

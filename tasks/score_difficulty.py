@@ -23,6 +23,7 @@ from infra.pictures import Prepared
 from infra.store import Store
 from infra.tables import Table
 
+VERSION = 3  # of results, and of receipts
 SHARD = 128  # answers to a worker, and to a receipt
 
 
@@ -100,7 +101,12 @@ def meaning(params: Scoring) -> dict[str, Any]:
     return {**models.published(), **sizes, "turns": list(params.turns)}
 
 
-@stage(version=3, reads={"given": tables.ALL}, meaning=meaning, starts_from=("given", "sample_id"))
+@stage(
+    version=VERSION,
+    reads={"given": tables.ALL},
+    meaning=meaning,
+    starts_from=("given", "sample_id"),
+)
 def score_difficulty(
     build: Build, given: Table, objects: Table, params: Scoring, before: Scored | None = None
 ) -> Scored:
@@ -243,10 +249,8 @@ def _with_receipt(
     store: Store, local: LocalModel, max_pixels: int, shard: Sequence[Item]
 ) -> dict[str, Any]:
     """Score a shard, or find what was scored by a build that did not come to its end."""
-    ledger, key = (
-        Ledger(store),
-        digest([max_pixels, local.batch_size, [item.key for item in shard]]),
-    )
+    ledger = Ledger(store)
+    key = digest([VERSION, max_pixels, local.batch_size, [item.key for item in shard]])
     folder = f"{local.numerics}/receipts"
     record = ledger.find("score_difficulty", folder, key)
     if record is not None:

@@ -178,6 +178,21 @@ def test_after_a_kill_only_what_has_no_receipt_is_scored(build, objects, models,
     assert [row["ffd"] is None for row in found] == [False] * 3
 
 
+def test_receipts_of_another_version_are_not_used(build, objects, models, monkeypatch):
+    def again():
+        """As after a kill before the stage's own record was written."""
+        for stat in list(build.store.list("ledger/score_difficulty/")):
+            if "/receipts/" not in stat.key:
+                build.store.delete(stat.key)
+        return scored(build, objects, models, TURNS[:1])
+
+    first, asked = scored(build, objects, models, TURNS[:1])
+    assert asked == 9
+    assert again() == (first, 0)
+    monkeypatch.setattr(stage_file, "VERSION", stage_file.VERSION + 1)
+    assert again() == (first, 9)
+
+
 def test_other_weights_are_other_scores_and_places_are_no_matter(build, models, tiny_mllms):
     pinned = Scoring(models).pinned(build)
     assert meaning(pinned)["text"].startswith("blind@")
