@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from infra import samples, tables
 from infra.attention_prompts import watched_prompt
-from infra.cluster import Crash
 from infra.errors import ConfigError
 from infra.local_mllm import LocalModel
 from infra.local_probes import attention
 from tasks.choose_heads import ChooseParams, Choosing, choose_heads
+from tests.pools import Crashing
 from tests.recipes import SAMPLE
 from tests.tasks.examples import rows
 
@@ -167,25 +167,13 @@ def test_without_a_box_that_tells_there_is_no_choice(build, looking, items, said
         choose(build, looking.model_copy(update={"layers": (0.5, 1.0)}), items)
 
 
-class Crashing:
-    """A pool on which a certain picture ends its worker."""
-
-    def __init__(self, pool):
-        self._pool = pool
-
-    def map(self, fn, shards, *, split, resources=None):
-        for shard in shards:
-            if all(item.source.key != "1.png" for item in shard):
-                yield from self._pool.map(fn, [shard])
-            elif len(shard) > 1:
-                yield from self.map(fn, split(shard), split=split)
-            else:
-                yield shard, Crash("killed by signal 9")
+def is_deadly(item):
+    return item.source.key == "1.png"
 
 
 def test_a_sample_that_ends_its_worker_is_left_out_and_tried_again(build, looking):
     looking.local.pinned(build)  # which asks the pool once
-    found = choose(replace(build, pool=Crashing(build.pool)), looking)
+    found = choose(replace(build, pool=Crashing(build.pool, is_deadly)), looking)
     assert (found.masses.rows, found.lost.rows) == (2, 1)
     build.work.clear()
     again = choose(build, looking)

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from infra import samples, tables
-from infra.cluster import Crash
 from tasks import draw_regions as stage
 from tasks.draw_regions import DrawParams, draw_regions, pages
 from tests.pictures import scene
+from tests.pools import Crashing
 from tests.tasks.examples import rows
 
 PARAMS = DrawParams(side=64)
@@ -92,25 +92,13 @@ def test_an_interrupted_run_goes_on_from_what_is_written(build, monkeypatch):
     assert build.work["regions_drawn"] <= 3 - len(receipts) < 3
 
 
-class Crashing:
-    """A pool on which a certain picture ends its worker."""
-
-    def __init__(self, pool):
-        self._pool = pool
-
-    def map(self, fn, shards, *, split, resources=None):
-        for shard in shards:
-            if all(item.image_id != "i1" for item in shard):
-                yield from self._pool.map(fn, [shard])
-            elif len(shard) > 1:
-                yield from self.map(fn, split(shard), split=split)
-            else:
-                yield shard, Crash("killed by signal 9")
+def is_deadly(item):
+    return item.image_id == "i1"
 
 
 def test_a_picture_that_ends_its_worker_is_missed_on_its_page_and_tried_again(build):
     frame = labelled(0, 1, 2)
-    found = draw(replace(build, pool=Crashing(build.pool)), frame)
+    found = draw(replace(build, pool=Crashing(build.pool, is_deadly)), frame)
     assert (found.overlays.rows, found.lost.rows) == (2, 1)
     (page,) = dict(pages(build.store, found.overlays, frame)).values()
     assert len(images_of(page)) == 2

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from infra import samples, tables
 from infra.attention_prompts import squared
-from infra.cluster import Crash
 from infra.errors import ConfigError
 from infra.local_mllm import LocalModel, load
 from infra.schema import SCHEMAS
 from tasks import map_attention as stage
 from tasks.map_attention import HeadsParams, MapParams, SinkParams, map_attention
 from tests.pictures import scene
+from tests.pools import Crashing
 from tests.recipes import SAMPLE
 from tests.tasks.examples import new_build, rows
 
@@ -209,27 +209,17 @@ def test_a_question_beyond_the_context_is_refused_and_its_neighbours_are_not(bui
     assert drop["rule"] == "refused" and "tokens" in drop["detail"]
 
 
-class Crashing:
-    """A pool on which shards with a certain picture end their worker."""
-
-    def __init__(self, pool):
-        self._pool = pool
-
-    def map(self, fn, shards, *, split, resources=None):
-        for shard in shards:
-            if all(item.image_id != "i1" for item in shard):
-                yield from self._pool.map(fn, [shard])
-            elif len(shard) > 1:
-                yield from self.map(fn, split(shard), split=split)
-            else:
-                yield shard, Crash("killed by signal 9")
+def is_deadly(item):
+    return item.image_id == "i1"
 
 
 def test_a_picture_that_ends_its_worker_is_a_fate_and_is_tried_again(build, looking):
     given = asked(build, (0, "Why?"), (1, "Why?"), (1, "What?"), (2, "Why?"))
     objects = corpus(build)
     looking.local.pinned(build)  # which asks the pool once
-    found = map_attention(replace(build, pool=Crashing(build.pool)), given, objects, looking)
+    found = map_attention(
+        replace(build, pool=Crashing(build.pool, is_deadly)), given, objects, looking
+    )
     assert found.samples.rows == 2
     assert [(row["rule"], row["detail"]) for row in rows(build, found.drops)] == [
         ("crashed_model", "killed by signal 9")
