@@ -93,33 +93,25 @@ def foresee(
     `price` gives the most that a request may cost. A question that follows an answer, or repairs
     it, holds that answer as well.
     """
-    return asyncio.run(_foresee(view, items, work, attempt, calls, price, as_response))
 
+    async def walk() -> Calls:
+        stored, asked = set[str](), set[str]()
+        plain = most = money = 0
+        for item in items:
+            ask = _Known(view, attempt, as_response)
+            await work(ask, item)
+            stored.update(ask.answered)
+            if ask.missing is None or (key := mllm.request_key(ask.missing)) in asked:
+                continue
+            asked.add(key)
+            left = max(1, calls - len(ask.answered))
+            times = max(left, TRIES * calls * (attempt + 1) - len(ask.answered))
+            plain, most = plain + left, most + times
+            later = replace(ask.missing, text=ask.missing.text + "x" * _answer(ask.missing))
+            money += price(ask.missing).money + (times - 1) * price(later).money
+        return Calls(len(stored), plain, most, money)
 
-async def _foresee(
-    view: View,
-    items: Iterable[Item],
-    work: Callable[[Any, Item], Awaitable[Any]],
-    attempt: int,
-    calls: int,
-    price: Callable[[Request], Amount],
-    as_response: Callable[[Stored], Response],
-) -> Calls:
-    stored, asked = set[str](), set[str]()
-    plain = most = money = 0
-    for item in items:
-        ask = _Known(view, attempt, as_response)
-        await work(ask, item)
-        stored |= ask.answered
-        if ask.missing is None or (key := mllm.request_key(ask.missing)) in asked:
-            continue
-        asked.add(key)
-        left = max(1, calls - len(ask.answered))
-        times = max(left, TRIES * calls * (attempt + 1) - len(ask.answered))
-        plain, most = plain + left, most + times
-        later = replace(ask.missing, text=ask.missing.text + "x" * _answer(ask.missing))
-        money += price(ask.missing).money + (times - 1) * price(later).money
-    return Calls(len(stored), plain, most, money)
+    return asyncio.run(walk())
 
 
 def _answer(request: Request) -> int:
